@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See error.h. Any thread; an error object belongs to one caller.
+ */
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int error_set(struct error *error, int code, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(error->message, sizeof(error->message), format, args);
+    va_end(args);
+    error->code = code;
+    return -code;
+}
+
+int error_set_errno(struct error *error, int code, const char *format, ...)
+{
+    va_list args;
+    size_t used;
+
+    va_start(args, format);
+    vsnprintf(error->message, sizeof(error->message), format, args);
+    va_end(args);
+    used = strlen(error->message);
+    snprintf(error->message + used, sizeof(error->message) - used, ": %s", strerror(code));
+    error->code = code;
+    return -code;
+}
+
+int error_prefix(struct error *error, const char *format, ...)
+{
+    char message[ERROR_MESSAGE_SIZE];
+    va_list args;
+    size_t used;
+
+    va_start(args, format);
+    vsnprintf(message, sizeof(message), format, args);
+    va_end(args);
+    used = strlen(message);
+    snprintf(message + used, sizeof(message) - used, "%s", error->message);
+    memcpy(error->message, message, sizeof(message));
+    return -error->code;
+}

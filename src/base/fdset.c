@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See fdset.h. A few thousand entries at most (one per interrupt vector), so a linear search by
+ * name would be quadratic: entries stay sorted by name.
+ */
+#include "base/fdset.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+
+/* Finds a name, or the place where it belongs. */
+static bool find(const struct fdset *set, const char *name, size_t *index)
+{
+    size_t low = 0, high = set->count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(set->entries[middle].name, name);
+
+        if (order == 0) {
+            *index = middle;
+            return true;
+        }
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    *index = low;
+    return false;
+}
+
+static int format_name(char name[FDSET_NAME_SIZE], struct error *error, const char *format,
+                       va_list args)
+{
+    int length = vsnprintf(name, FDSET_NAME_SIZE, format, args);
+
+    if (length < 0 || length >= FDSET_NAME_SIZE)
+        return error_set(error, ENAMETOOLONG, "descriptor name '%s...' is too long", name);
+    return 0;
+}
+
+int fdset_add(struct fdset *set, int fd, const char *name, struct error *error)
+{
+    size_t index;
+
+    if (strlen(name) >= FDSET_NAME_SIZE) {
+        close_fd(fd);
+        return error_set(error, ENAMETOOLONG, "descriptor name '%s' is too long", name);
+    }
+    if (find(set, name, &index)) {
+        close_fd(fd);
+        return error_set(error, EEXIST, "descriptor '%s' is there twice", name);
+    }
+    if (set->count == set->capacity) {
+        set->capacity = set->capacity ? 2 * set->capacity : 32;
+        set->entries = reallocarray(set->entries, set->capacity, sizeof(*set->entries));
+        assert(set->entries != NULL);
+    }
+    memmove(&set->entries[index + 1], &set->entries[index],
+            (set->count - index) * sizeof(*set->entries));
+    set->count++;
+    snprintf(set->entries[index].name, FDSET_NAME_SIZE, "%s", name);
+    set->entries[index].fd = fd;
+    return 0;
+}
+
+int fdset_add_copy(struct fdset *set, int fd, struct error *error, const char *name_format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    va_list args;
+    int copy, ret;
+
+    va_start(args, name_format);
+    ret = format_name(name, error, name_format, args);
+    va_end(args);
+    if (ret < 0)
+        return ret;
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (copy < 0)
+        return error_set_errno(error, errno, "cannot duplicate descriptor '%s'", name);
+    return fdset_add(set, copy, name, error);
+}
+
+int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    size_t index;
+    va_list args;
+    int fd, ret;
+
+    va_start(args, name_format);
+    ret = format_name(name, error, name_format, args);
+    va_end(args);
+    if (ret < 0)
+        return ret;
+    if (!find(set, name, &index))
+        return error_set(error, ENOENT, "descriptor '%s' is missing from the hand-over", name);
+    fd = set->entries[index].fd;
+    memmove(&set->entries[index], &set->entries[index + 1],
+            (set->count - index - 1) * sizeof(*set->entries));
+    set->count--;
+    return fd;
+}
+
+bool fdset_contains(const struct fdset *set, const char *name)
+{
+    size_t index;
+
+    return find(set, name, &index);
+}
+
+void fdset_clear(struct fdset *set)
+{
+    for (size_t i = 0; i < set->count; i++)
+        close_fd(set->entries[i].fd);
+    free(set->entries);
+    *set = (struct fdset){0};
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Character back ends: where a serial port's bytes come from and go to on the host.
+ *
+ * "stdio", "pty", "file:PATH", "unix:PATH,server=on[,wait=off]", "null", and "none". Input and
+ * connections are handled on the main thread (sd-event); output may come from any thread with the
+ * machine's lock held. A back end without a reader drops output; a slow one makes the UART wait.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <systemd/sd-event.h>
+
+#include "base/error.h"
+#include "base/fdset.h"
+#include "state/state.h"
+
+struct chardev;
+
+/** Called on the main thread with the machine's lock held. */
+struct chardev_ops {
+    /** How many bytes the front end can take now; 0 stops reading until chardev_resume_input(). */
+    size_t (*can_receive)(void *opaque);
+    void (*receive)(void *opaque, const uint8_t *bytes, size_t count);
+    /** Output that had been refused can be tried again. */
+    void (*writable)(void *opaque);
+};
+
+/**
+ * Opens a back end.
+ * @param name  of the descriptors that describe and adopt use: "chardev/NAME/..."
+ * @param spec  as in "-serial SPEC", QEMU's syntax
+ * @param loop  borrowed; @param lock the machine's lock, borrowed
+ */
+int chardev_create(struct chardev **chardev, const char *name, const char *spec, sd_event *loop,
+                   pthread_mutex_t *lock, struct error *error);
+
+/** Continues with the descriptors of another process: a connected client stays connected. */
+int chardev_adopt(struct chardev **chardev, const char *name, const char *spec, sd_event *loop,
+                  pthread_mutex_t *lock, struct fdset *fds, struct error *error);
+
+int chardev_describe(const struct chardev *chardev, struct fdset *fds, struct error *error);
+
+void chardev_attach(struct chardev *chardev, const struct chardev_ops *ops, void *opaque);
+
+/** Stops or restarts input; a hand-over stops it in the pause and starts it in the new process.
+ * Main thread, or before the loop runs, or any thread: the effect is by the next loop turn. */
+void chardev_set_active(struct chardev *chardev, bool active);
+
+/** Writes bytes. @return how many were taken; the rest when writable() is called. Lock held. */
+size_t chardev_write(struct chardev *chardev, const uint8_t *bytes, size_t count);
+
+/** The front end has room again. Any thread, lock held. */
+void chardev_resume_input(struct chardev *chardev);
+
+/**
+ * Closes. @param handed_over the descriptors live on in another process: terminal modes stay,
+ * socket paths are not removed
+ */
+void chardev_destroy(struct chardev *chardev, bool handed_over);

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a virtual machine is made of: the definition that "baton run" reads from its command line
+ * and that travels with a hand-over, where it is compared with what the incoming process was given.
+ *
+ * The words and the syntax are QEMU's. An option or property that baton does not have is an error
+ * that names it. Used by control/ (command line) and update/ (definition of a hand-over).
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define CONFIG_ID_SIZE      64
+#define CONFIG_PATH_SIZE    1024
+#define CONFIG_CMDLINE_SIZE 2048
+#define CONFIG_CPUS_MAX     32
+#define CONFIG_DEVICES_MAX  31 /* bus 0 less the host bridge */
+#define CONFIG_IOMMUS_MAX   8
+#define CONFIG_QMP_MAX      4
+#define CONFIG_OPTIONS_MAX  192 /* strings of a definition */
+
+#define CONFIG_MACHINE_VERSION "baton-1.0"
+
+/** -object iommufd,id=ID */
+struct config_iommu {
+    char id[CONFIG_ID_SIZE];
+};
+
+/** -device vfio-pci,host=ADDR,iommufd=ID,id=ID[,addr=DEV.FN] */
+struct config_vfio_pci {
+    char id[CONFIG_ID_SIZE];
+    char host[16]; /**< full form, "0000:01:00.0" */
+    char iommufd[CONFIG_ID_SIZE];
+    uint8_t devfn; /**< resolved: assigned in order from 01.0 when addr= is absent */
+};
+
+/** A machine's definition. Plain data. */
+struct config {
+    /* What the guest can see: compared at a hand-over. */
+    char name[CONFIG_ID_SIZE];       /**< -name NAME or guest=NAME; "" when not given */
+    char machine[CONFIG_ID_SIZE];    /**< -machine TYPE: "baton-1.0", alias "baton", "q35" refused */
+    char memory_backend[CONFIG_ID_SIZE]; /**< -machine memory-backend=ID; "" for the implied one */
+    uint64_t memory_size;            /**< -m, bytes; default 512 MiB */
+    uint64_t hugetlb_size;           /**< of the backend; 0 ordinary pages */
+    bool prealloc;
+    unsigned cpus;                   /**< -smp */
+    struct config_iommu iommus[CONFIG_IOMMUS_MAX];
+    unsigned iommu_count;
+    struct config_vfio_pci devices[CONFIG_DEVICES_MAX];
+    unsigned device_count;
+    char kernel[CONFIG_PATH_SIZE];   /**< -kernel */
+    char initrd[CONFIG_PATH_SIZE];   /**< -initrd or "" */
+    char append[CONFIG_CMDLINE_SIZE];
+
+    /* What only the host sees: inherited at a hand-over unless given anew. */
+    char serial[CONFIG_PATH_SIZE];   /**< -serial SPEC; "stdio" with -nographic; default "none" */
+    char qmp[CONFIG_QMP_MAX][CONFIG_PATH_SIZE]; /**< -qmp unix:PATH,server=on,wait=off */
+    unsigned qmp_count;
+    char pidfile[CONFIG_PATH_SIZE];
+
+    /* How this process starts: never travels. */
+    bool start_paused;               /**< -S */
+    bool incoming;                   /**< any -incoming was given */
+    char incoming_cpr[CONFIG_PATH_SIZE]; /**< unix path of the cpr channel */
+    bool given[16]; /**< which options were on the command line, by enum config_option */
+};
+
+/** For config.given: the options whose presence matters to a hand-over. */
+enum config_option {
+    CONFIG_OPTION_NAME,
+    CONFIG_OPTION_MACHINE,
+    CONFIG_OPTION_MEMORY,
+    CONFIG_OPTION_SMP,
+    CONFIG_OPTION_OBJECT,
+    CONFIG_OPTION_DEVICE,
+    CONFIG_OPTION_KERNEL,
+    CONFIG_OPTION_INITRD,
+    CONFIG_OPTION_APPEND,
+    CONFIG_OPTION_SERIAL,
+    CONFIG_OPTION_QMP,
+    CONFIG_OPTION_PIDFILE,
+};
+
+/**
+ * Reads a command line.
+ * @param argv options only (no program or subcommand name); one option or value each
+ * @return 0; -EINVAL with an error that names the option or property and what was expected
+ */
+int config_parse(struct config *config, int argc, const char *const *argv, struct error *error);
+
+/**
+ * Writes a definition as options that config_parse() reads back to the same definition (for what
+ * the guest sees and what the host side inherits; not -incoming, -S).
+ * @param strings out: @p count strings, to be freed with config_free_options()
+ */
+int config_to_options(const struct config *config, char ***strings, size_t *count,
+                      struct error *error);
+void config_free_options(char **strings, size_t count);
+
+/**
+ * Compares the definition of a running guest with what this process was given on its command line;
+ * only options that were given count.
+ * @return 0; -EINVAL with an error that names the first option that differs, and both values
+ */
+int config_compare(const struct config *running, const struct config *given, struct error *error);

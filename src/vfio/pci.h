@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A passed-through PCI function: the kernel's vfio-pci device as the guest sees it.
+ *
+ * create opens, binds, attaches and resets; adopt takes an open device with its armed eventfds and
+ * touches nothing. All else is one path. Everything runs with the machine's lock held.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/fdset.h"
+#include "iommu/iommu.h"
+#include "kvm/vm.h"
+#include "memory/bus.h"
+#include "pci/host.h"
+#include "state/state.h"
+
+struct vfio_pci;
+
+#define VFIO_ID_SIZE   64
+#define VFIO_HOST_SIZE 16 /* "0000:01:00.0" */
+
+struct vfio_pci_config {
+    char id[VFIO_ID_SIZE];
+    char host[VFIO_HOST_SIZE]; /**< host address, "0000:01:00.0" */
+    uint8_t devfn;             /**< where the guest sees it on bus 0 */
+};
+
+/** What a device hangs on; all borrowed. */
+struct vfio_pci_parents {
+    struct kvm_vm *vm;
+    struct bus *mmio;
+    struct bus *pio;
+    struct pci_host *pci;
+    struct iommu *iommu;
+};
+
+/** What an adopting process must know besides the configuration; POD, see pci.c for its table. */
+struct vfio_pci_facts {
+    uint32_t devid; /**< iommufd's id of the device */
+};
+extern const struct state_type vfio_pci_facts_type;
+
+int vfio_pci_create(struct vfio_pci **device, const struct vfio_pci_config *config,
+                    const struct vfio_pci_parents *parents, struct error *error);
+
+/** Takes "vfio/ID/..." from @p fds. No SET_IRQS, no reset, no bind, no attach. */
+int vfio_pci_adopt(struct vfio_pci **device, const struct vfio_pci_config *config,
+                   const struct vfio_pci_parents *parents, const struct vfio_pci_facts *facts,
+                   struct fdset *fds, struct error *error);
+
+/** Fills in the facts and offers the descriptors (the device, one eventfd per vector). */
+int vfio_pci_describe(const struct vfio_pci *device, struct vfio_pci_facts *facts,
+                      struct fdset *fds, struct error *error);
+
+/** Guest reset: disarms interrupts, resets the function, forgets what the guest configured. */
+void vfio_pci_reset(struct vfio_pci *device);
+
+/**
+ * Releases this process's hold. With @p leave_running the device is left exactly as it is (it has
+ * been handed over); without, its interrupts are disarmed first.
+ */
+void vfio_pci_destroy(struct vfio_pci *device, bool leave_running);
+
+/**
+ * State: what the guest configured (command, BARs, MSI, MSI-X table) and which vectors are armed.
+ * save fills the object returned by vfio_pci_state(); after it has been loaded with new content,
+ * vfio_pci_apply_state() makes the rest of this process follow (BARs mapped, interrupts routed,
+ * masked or not), changing only what differs and never the device itself.
+ */
+extern const struct state_type vfio_pci_state_type;
+void *vfio_pci_state(struct vfio_pci *device);
+int vfio_pci_save_state(struct vfio_pci *device, struct error *error);
+int vfio_pci_apply_state(struct vfio_pci *device, struct error *error);
