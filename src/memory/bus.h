@@ -17,7 +17,7 @@
 struct bus;
 
 /** What a device does with accesses to its range. Size is 1, 2, 4 or 8 and never straddles the
- * range's end (such accesses are split); addresses need not be aligned. */
+ * range's end (such accesses are split into bytes); addresses need not be aligned. */
 struct bus_ops {
     uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
     void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
@@ -28,6 +28,9 @@ struct bus_range {
     const char *name;
     uint64_t base;
     uint64_t size; /**< bytes, not 0 */
+    /** Accesses that start here are passed on whole even when they go beyond the end: port 0xcf8
+     * is 32 bits wide, and yet port 0xcf9 is another device. */
+    bool whole_access;
     const struct bus_ops *ops;
     void *opaque;
 };
