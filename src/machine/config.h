@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 
@@ -58,7 +59,7 @@ struct config {
 
     /* What only the host sees: inherited at a hand-over unless given anew. */
     char serial[CONFIG_PATH_SIZE];   /**< -serial SPEC; "stdio" with -nographic; default "none" */
-    char qmp[CONFIG_QMP_MAX][CONFIG_PATH_SIZE]; /**< -qmp unix:PATH,server=on,wait=off */
+    char qmp[CONFIG_QMP_MAX][CONFIG_PATH_SIZE]; /**< PATH of -qmp unix:PATH,server=on,wait=off */
     unsigned qmp_count;
     char pidfile[CONFIG_PATH_SIZE];
 
@@ -66,6 +67,8 @@ struct config {
     bool start_paused;               /**< -S */
     bool incoming;                   /**< any -incoming was given */
     char incoming_cpr[CONFIG_PATH_SIZE]; /**< unix path of the cpr channel */
+    bool help;                       /**< -help: nothing after it was read */
+    bool version;                    /**< -version: nothing after it was read */
     bool given[16]; /**< which options were on the command line, by enum config_option */
 };
 
@@ -75,7 +78,7 @@ enum config_option {
     CONFIG_OPTION_MACHINE,
     CONFIG_OPTION_MEMORY,
     CONFIG_OPTION_SMP,
-    CONFIG_OPTION_OBJECT,
+    CONFIG_OPTION_OBJECT, /**< -object iommufd */
     CONFIG_OPTION_DEVICE,
     CONFIG_OPTION_KERNEL,
     CONFIG_OPTION_INITRD,
@@ -83,14 +86,27 @@ enum config_option {
     CONFIG_OPTION_SERIAL,
     CONFIG_OPTION_QMP,
     CONFIG_OPTION_PIDFILE,
+    CONFIG_OPTION_MEMORY_BACKEND, /**< -object memory-backend-memfd, -machine memory-backend= */
 };
 
 /**
- * Reads a command line.
+ * Reads a command line. Without -incoming the result is a whole machine; with it, only what was
+ * given is there, to be compared with what arrives.
  * @param argv options only (no program or subcommand name); one option or value each
  * @return 0; -EINVAL with an error that names the option or property and what was expected
  */
 int config_parse(struct config *config, int argc, const char *const *argv, struct error *error);
+
+/** Writes the options and their meanings, one a line, from the table that config_parse() uses. */
+void config_print_help(FILE *out);
+
+/**
+ * Makes the paths that outlive a change of process independent of its working directory: kernel,
+ * initrd, QMP sockets, pid file and the serial port's file or socket.
+ * @param directory absolute
+ * @return 0; -ENAMETOOLONG
+ */
+int config_make_paths_absolute(struct config *config, const char *directory, struct error *error);
 
 /**
  * Writes a definition as options that config_parse() reads back to the same definition (for what
