@@ -9,9 +9,14 @@
  *   PROXY   a thread of this process reads the eventfd and injects the message with KVM_SIGNAL_MSI
  *   KERNEL  an irqfd: the kernel injects, no exit to user space
  *
- * and a masked interrupt is one that nobody listens to whatever the mode: its pending bit is
- * whether the eventfd is readable. Attaching a listener to a signalled eventfd delivers at once.
- * Callers hold the machine's lock, except for the proxy thread itself.
+ * A masked interrupt is one that nobody listens to whatever the mode: its pending bit is whether
+ * the eventfd is readable. Attaching a listener to a signalled eventfd delivers at once.
+ *
+ * HELD is PROXY with the proxy's gate shut, so going from one to the other costs one lock however
+ * many interrupts there are: it is what happens while the guest is stopped in a hand-over. The
+ * moves to and from KERNEL cost tens of microseconds each and happen while the guest runs.
+ *
+ * Callers hold the machine's lock; the proxy thread takes only a lock of its own.
  */
 #pragma once
 
@@ -30,6 +35,13 @@ struct msi_message {
 };
 
 enum kvm_irq_delivery { KVM_IRQ_HELD, KVM_IRQ_PROXY, KVM_IRQ_KERNEL };
+
+struct kvm_irqs;
+
+/** Makes the interrupts of a VM: the default routes and the proxy thread. For kvm/vm.c. */
+int kvm_irqs_create(struct kvm_vm *vm, struct error *error);
+/** Ends the proxy thread. Every interrupt has been destroyed. */
+void kvm_irqs_destroy(struct kvm_vm *vm);
 
 /**
  * Registers an interrupt, masked. Reserves a GSI route.

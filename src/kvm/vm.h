@@ -15,15 +15,27 @@
 #include "base/error.h"
 #include "state/state.h"
 
+#define KVM_SLOTS_MAX 256u
+
+/** Everything of the VM itself that a hand-over carries: PIC, IOAPIC, PIT, clock. */
+struct kvm_vm_state {
+    uint8_t pic_primary[sizeof(struct kvm_irqchip)];
+    uint8_t pic_secondary[sizeof(struct kvm_irqchip)];
+    uint8_t ioapic[sizeof(struct kvm_irqchip)];
+    uint8_t pit[sizeof(struct kvm_pit_state2)];
+    uint8_t clock[sizeof(struct kvm_clock_data)];
+    uint64_t clock_boottime_ns; /**< CLOCK_BOOTTIME when the clock was read */
+};
+extern const struct state_type kvm_vm_state_type;
+
 struct kvm_vm {
     int kvm_fd;
     int fd;
     unsigned vcpu_mmap_size;
-    uint64_t slots[4];        /**< bit map of memory slots in use, 256 at most */
-    struct kvm_irqs *irqs;    /**< message-signalled interrupts, see kvm/irq.h */
+    uint64_t slots[KVM_SLOTS_MAX / 64]; /**< bit map of memory slots in use */
+    struct kvm_irqs *irqs;              /**< message-signalled interrupts, see kvm/irq.h */
+    struct kvm_vm_state initial;        /**< as the kernel made it, for a guest reset */
 };
-
-#define KVM_SLOTS_MAX 256u
 
 /** Opens /dev/kvm, checks what baton needs, makes a VM with an in-kernel irqchip and PIT. */
 int kvm_vm_create(struct kvm_vm *vm, struct error *error);
@@ -38,21 +50,17 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
                unsigned *slot, struct error *error);
 void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot);
 
+/** @return the value of KVM_CHECK_EXTENSION, 0 when the kernel does not have it */
+int kvm_vm_check(const struct kvm_vm *vm, unsigned capability);
+
 /** Sets the level of an input of the in-kernel interrupt controllers. @param gsi 0 to 23 */
 void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level);
 
-/** Everything of the VM itself that a hand-over carries: PIC, IOAPIC, PIT, clock. */
-struct kvm_vm_state {
-    uint8_t pic_primary[sizeof(struct kvm_irqchip)];
-    uint8_t pic_secondary[sizeof(struct kvm_irqchip)];
-    uint8_t ioapic[sizeof(struct kvm_irqchip)];
-    uint8_t pit[sizeof(struct kvm_pit_state2)];
-    uint8_t clock[sizeof(struct kvm_clock_data)];
-    uint64_t clock_boottime_ns; /**< CLOCK_BOOTTIME when the clock was read */
-};
-extern const struct state_type kvm_vm_state_type;
-
 /** Reads the state of a VM whose vCPUs are stopped (or, for a rehearsal, running). */
 int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error);
-/** Writes it into a VM whose vCPUs have not run yet or are stopped. Time passed is added to the clock. */
+/** Writes it into a VM whose vCPUs have not run yet or are stopped. The clock goes on from where it
+ * would be by now: the guest sees stolen time, not a stopped clock. */
 int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error);
+
+/** Puts the interrupt controllers and the PIT back to what they were when the VM was made. */
+int kvm_vm_reset(struct kvm_vm *vm, struct error *error);

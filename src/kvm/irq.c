@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See irq.h. The list of interrupts and the routing table belong to the holder of the machine's
+ * lock. The proxy thread shares with it only what proxy_lock protects: the gate, and of each
+ * interrupt its message and whether it is proxied.
+ */
+#include "kvm/irq.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "kvm/vm.h"
+
+#define IOAPIC_PINS     24u
+#define PIC_PINS        16u
+#define DEFAULT_ROUTES  (PIC_PINS + IOAPIC_PINS)
+#define FIRST_MSI_GSI   IOAPIC_PINS
+#define ROUTES_MAX      4096u /* KVM_MAX_IRQ_ROUTES */
+#define PROXY_BATCH     32
+
+struct kvm_irq {
+    struct kvm_vm *vm;
+    int eventfd;
+    unsigned index; /* in kvm_irqs.irqs; its GSI is FIRST_MSI_GSI + index */
+    bool masked;
+    bool in_kernel; /* an irqfd is assigned */
+    bool proxied;   /* registered with the proxy; under proxy_lock */
+    struct msi_message message; /* under proxy_lock */
+};
+
+struct kvm_irqs {
+    struct kvm_irq **irqs; /* by index, NULL where free */
+    unsigned capacity;
+    enum kvm_irq_delivery delivery;
+
+    struct kvm_irq_routing *routing; /* default routes, then one per index below route_count */
+    unsigned route_count;
+    bool routes_stale; /* the kernel has not been told of the last changes */
+
+    pthread_t proxy_thread;
+    pthread_mutex_t proxy_lock;
+    pthread_cond_t gate_changed;
+    bool gate_open;
+    bool proxy_ends;
+    int epoll;
+    int wake; /* eventfd: makes the proxy thread look at proxy_ends */
+};
+
+/* --- routes -------------------------------------------------------------------------------- */
+
+static void add_chip_route(struct kvm_irq_routing *routing, unsigned gsi, unsigned chip,
+                           unsigned pin)
+{
+    routing->entries[routing->nr++] = (struct kvm_irq_routing_entry){
+        .gsi = gsi,
+        .type = KVM_IRQ_ROUTING_IRQCHIP,
+        .u.irqchip = {.irqchip = chip, .pin = pin},
+    };
+}
+
+/* PIC and IOAPIC inputs as on a PC: input 0 of the IOAPIC is not connected and the timer (GSI 0)
+ * arrives at its input 2, which is what the MADT's override says. */
+static void add_default_routes(struct kvm_irq_routing *routing)
+{
+    for (unsigned i = 0; i < PIC_PINS; i++) {
+        if (i != 2)
+            add_chip_route(routing, i, i < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
+                           i % 8);
+    }
+    for (unsigned i = 0; i < IOAPIC_PINS; i++) {
+        if (i != 2)
+            add_chip_route(routing, i, KVM_IRQCHIP_IOAPIC, i == 0 ? 2 : i);
+    }
+}
+
+static struct kvm_irq_routing_entry *route_of(struct kvm_irqs *irqs, unsigned index)
+{
+    return &irqs->routing->entries[irqs->routing->nr - irqs->route_count + index];
+}
+
+static void set_route(struct kvm_irqs *irqs, unsigned index, const struct msi_message *message)
+{
+    struct kvm_irq_routing_entry *route = route_of(irqs, index);
+
+    *route = (struct kvm_irq_routing_entry){
+        .gsi = FIRST_MSI_GSI + index,
+        .type = KVM_IRQ_ROUTING_MSI,
+        .u.msi = {.address_lo = (uint32_t)message->address,
+                  .address_hi = (uint32_t)(message->address >> 32),
+                  .data = message->data},
+    };
+    irqs->routes_stale = true;
+}
+
+static int commit_routes(struct kvm_vm *vm, struct error *error)
+{
+    struct kvm_irqs *irqs = vm->irqs;
+
+    if (!irqs->routes_stale)
+        return 0;
+    if (ioctl(vm->fd, KVM_SET_GSI_ROUTING, irqs->routing) < 0)
+        return error_set_errno(error, errno, "KVM_SET_GSI_ROUTING of %u routes failed",
+                               irqs->routing->nr);
+    irqs->routes_stale = false;
+    return 0;
+}
+
+/* --- the proxy ----------------------------------------------------------------------------- */
+
+/* The vector of a message that KVM refuses is the guest's mistake; it loses that interrupt, as it
+ * would on real hardware. */
+static void inject(struct kvm_irq *irq)
+{
+    struct kvm_msi msi = {.address_lo = (uint32_t)irq->message.address,
+                          .address_hi = (uint32_t)(irq->message.address >> 32),
+                          .data = irq->message.data};
+    uint64_t count;
+
+    if (read(irq->eventfd, &count, sizeof(count)) != sizeof(count))
+        return; /* somebody else took the signal */
+    if (ioctl(irq->vm->fd, KVM_SIGNAL_MSI, &msi) < 0)
+        log_guest("interrupt message 0x%jx/0x%x was refused: %s",
+                  (uintmax_t)irq->message.address, irq->message.data, strerror(errno));
+}
+
+static void proxy_events(struct kvm_irqs *irqs, const struct epoll_event *events, int count)
+{
+    for (int i = 0; i < count; i++) {
+        struct kvm_irq *irq;
+
+        if (events[i].data.u64 == UINT64_MAX)
+            continue; /* the wake-up */
+        irq = irqs->irqs[events[i].data.u64];
+        if (irq && irq->proxied)
+            inject(irq);
+    }
+}
+
+static void *proxy_main(void *opaque)
+{
+    struct kvm_irqs *irqs = opaque;
+    struct epoll_event events[PROXY_BATCH];
+
+    pthread_mutex_lock(&irqs->proxy_lock);
+    while (!irqs->proxy_ends) {
+        int count;
+
+        if (!irqs->gate_open) {
+            pthread_cond_wait(&irqs->gate_changed, &irqs->proxy_lock);
+            continue;
+        }
+        pthread_mutex_unlock(&irqs->proxy_lock);
+        count = epoll_wait(irqs->epoll, events, PROXY_BATCH, -1);
+        pthread_mutex_lock(&irqs->proxy_lock);
+        if (irqs->gate_open && count > 0)
+            proxy_events(irqs, events, count);
+    }
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    return NULL;
+}
+
+static void set_gate(struct kvm_irqs *irqs, bool open)
+{
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irqs->gate_open = open;
+    pthread_cond_signal(&irqs->gate_changed);
+    pthread_mutex_unlock(&irqs->proxy_lock);
+}
+
+static int attach_proxy(struct kvm_irq *irq, struct error *error)
+{
+    struct kvm_irqs *irqs = irq->vm->irqs;
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = irq->index};
+
+    if (irq->proxied)
+        return 0;
+    if (epoll_ctl(irqs->epoll, EPOLL_CTL_ADD, irq->eventfd, &event) < 0)
+        return error_set_errno(error, errno, "cannot watch interrupt %u", irq->index);
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irq->proxied = true;
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    return 0;
+}
+
+static void detach_proxy(struct kvm_irq *irq)
+{
+    struct kvm_irqs *irqs = irq->vm->irqs;
+
+    if (!irq->proxied)
+        return;
+    epoll_ctl(irqs->epoll, EPOLL_CTL_DEL, irq->eventfd, NULL);
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irq->proxied = false;
+    pthread_mutex_unlock(&irqs->proxy_lock);
+}
+
+/* --- irqfds -------------------------------------------------------------------------------- */
+
+static int attach_kernel(struct kvm_irq *irq, struct error *error)
+{
+    struct kvm_irqfd irqfd = {.fd = (unsigned)irq->eventfd, .gsi = FIRST_MSI_GSI + irq->index};
+    int ret;
+
+    if (irq->in_kernel)
+        return 0;
+    ret = commit_routes(irq->vm, error);
+    if (ret < 0)
+        return ret;
+    if (ioctl(irq->vm->fd, KVM_IRQFD, &irqfd) < 0)
+        return error_set_errno(error, errno, "KVM_IRQFD for interrupt %u failed", irq->index);
+    irq->in_kernel = true;
+    return 0;
+}
+
+static void detach_kernel(struct kvm_irq *irq)
+{
+    struct kvm_irqfd irqfd = {.fd = (unsigned)irq->eventfd,
+                              .gsi = FIRST_MSI_GSI + irq->index,
+                              .flags = KVM_IRQFD_FLAG_DEASSIGN};
+
+    if (!irq->in_kernel)
+        return;
+    ioctl(irq->vm->fd, KVM_IRQFD, &irqfd);
+    irq->in_kernel = false;
+}
+
+/* Makes the listener of one interrupt be what mask and mode of delivery demand. */
+static int attach(struct kvm_irq *irq, enum kvm_irq_delivery delivery, struct error *error)
+{
+    if (irq->masked || delivery != KVM_IRQ_KERNEL)
+        detach_kernel(irq);
+    if (irq->masked || delivery == KVM_IRQ_KERNEL)
+        detach_proxy(irq);
+    if (irq->masked)
+        return 0;
+    return delivery == KVM_IRQ_KERNEL ? attach_kernel(irq, error) : attach_proxy(irq, error);
+}
+
+static int attach_all(struct kvm_irqs *irqs, enum kvm_irq_delivery delivery, struct error *error)
+{
+    for (unsigned i = 0; i < irqs->capacity; i++) {
+        int ret = irqs->irqs[i] ? attach(irqs->irqs[i], delivery, error) : 0;
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+int kvm_irqs_set_delivery(struct kvm_vm *vm, enum kvm_irq_delivery delivery, struct error *error)
+{
+    struct kvm_irqs *irqs = vm->irqs;
+    enum kvm_irq_delivery old = irqs->delivery;
+    struct error ignored;
+    int ret = 0;
+
+    if (delivery == KVM_IRQ_HELD)
+        set_gate(irqs, false);
+    if ((delivery == KVM_IRQ_KERNEL) != (old == KVM_IRQ_KERNEL))
+        ret = attach_all(irqs, delivery, error);
+    if (ret < 0) {
+        attach_all(irqs, old, &ignored);
+        delivery = old;
+    }
+    irqs->delivery = delivery;
+    set_gate(irqs, delivery == KVM_IRQ_PROXY);
+    return ret;
+}
+
+enum kvm_irq_delivery kvm_irqs_delivery(const struct kvm_vm *vm)
+{
+    return vm->irqs->delivery;
+}
+
+/* --- life ---------------------------------------------------------------------------------- */
+
+static int open_proxy(struct kvm_irqs *irqs, struct error *error)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = UINT64_MAX};
+    sigset_t all, old;
+    int ret;
+
+    irqs->epoll = epoll_create1(EPOLL_CLOEXEC);
+    irqs->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (irqs->epoll < 0 || irqs->wake < 0 ||
+        epoll_ctl(irqs->epoll, EPOLL_CTL_ADD, irqs->wake, &event) < 0)
+        return error_set_errno(error, errno, "cannot set up the interrupt proxy");
+    /* Signals are the main thread's. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    ret = pthread_create(&irqs->proxy_thread, NULL, proxy_main, irqs);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (ret != 0)
+        return error_set_errno(error, ret, "cannot start the interrupt proxy");
+    pthread_setname_np(irqs->proxy_thread, "irq-proxy");
+    return 0;
+}
+
+static void free_irqs(struct kvm_irqs *irqs)
+{
+    close_fd(irqs->epoll);
+    close_fd(irqs->wake);
+    pthread_cond_destroy(&irqs->gate_changed);
+    pthread_mutex_destroy(&irqs->proxy_lock);
+    free(irqs->routing);
+    free(irqs->irqs);
+    free(irqs);
+}
+
+int kvm_irqs_create(struct kvm_vm *vm, struct error *error)
+{
+    struct kvm_irqs *irqs = xcalloc(1, sizeof(*irqs));
+    int ret;
+
+    irqs->epoll = -1;
+    irqs->wake = -1;
+    irqs->delivery = KVM_IRQ_HELD;
+    irqs->capacity = ROUTES_MAX - DEFAULT_ROUTES;
+    irqs->irqs = xcalloc(irqs->capacity, sizeof(struct kvm_irq *));
+    irqs->routing = xcalloc(1, sizeof(struct kvm_irq_routing) +
+                                   ROUTES_MAX * sizeof(struct kvm_irq_routing_entry));
+    add_default_routes(irqs->routing);
+    irqs->routes_stale = true;
+    pthread_mutex_init(&irqs->proxy_lock, NULL);
+    pthread_cond_init(&irqs->gate_changed, NULL);
+    ret = open_proxy(irqs, error);
+    if (ret < 0) {
+        free_irqs(irqs);
+        return ret;
+    }
+    vm->irqs = irqs;
+    return commit_routes(vm, error);
+}
+
+void kvm_irqs_destroy(struct kvm_vm *vm)
+{
+    struct kvm_irqs *irqs = vm->irqs;
+    const uint64_t one = 1;
+
+    if (!irqs)
+        return;
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irqs->proxy_ends = true;
+    pthread_cond_signal(&irqs->gate_changed);
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    (void)!write(irqs->wake, &one, sizeof(one)); /* cannot fail: the counter is not full */
+    pthread_join(irqs->proxy_thread, NULL);
+    free_irqs(irqs);
+    vm->irqs = NULL;
+}
+
+static int reserve_index(struct kvm_irqs *irqs)
+{
+    const struct msi_message nothing = {0};
+
+    for (unsigned i = 0; i < irqs->capacity; i++) {
+        if (irqs->irqs[i])
+            continue;
+        if (i == irqs->route_count) {
+            irqs->routing->nr++;
+            irqs->route_count++;
+        }
+        set_route(irqs, i, &nothing);
+        return (int)i;
+    }
+    return -1;
+}
+
+int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct error *error)
+{
+    struct kvm_irqs *irqs = vm->irqs;
+    int index = reserve_index(irqs);
+
+    if (index < 0)
+        return error_set(error, ENOSPC,
+                         "all %u interrupt routes of the VM are in use: pass through fewer "
+                         "devices, or devices with fewer vectors",
+                         irqs->capacity);
+    *irq = xcalloc(1, sizeof(**irq));
+    **irq = (struct kvm_irq){.vm = vm, .eventfd = eventfd, .index = (unsigned)index, .masked = true};
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irqs->irqs[index] = *irq;
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    return 0;
+}
+
+void kvm_irq_destroy(struct kvm_irq *irq)
+{
+    struct kvm_irqs *irqs;
+
+    if (!irq)
+        return;
+    irqs = irq->vm->irqs;
+    kvm_irq_mask(irq);
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irqs->irqs[irq->index] = NULL;
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    free(irq);
+}
+
+static bool same_message(const struct msi_message *a, const struct msi_message *b)
+{
+    return a->address == b->address && a->data == b->data;
+}
+
+int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
+{
+    struct kvm_irqs *irqs = irq->vm->irqs;
+
+    if (!same_message(&irq->message, message)) {
+        pthread_mutex_lock(&irqs->proxy_lock);
+        irq->message = *message;
+        pthread_mutex_unlock(&irqs->proxy_lock);
+        set_route(irqs, irq->index, message);
+        if (irq->in_kernel) {
+            int ret = commit_routes(irq->vm, error);
+
+            if (ret < 0)
+                return ret;
+        }
+    }
+    irq->masked = false;
+    return attach(irq, irqs->delivery, error);
+}
+
+void kvm_irq_mask(struct kvm_irq *irq)
+{
+    irq->masked = true;
+    detach_kernel(irq);
+    detach_proxy(irq);
+}
+
+bool kvm_irq_pending(const struct kvm_irq *irq)
+{
+    struct pollfd poll_fd = {.fd = irq->eventfd, .events = POLLIN};
+
+    return irq->masked && poll(&poll_fd, 1, 0) == 1;
+}
+
+void kvm_irq_clear(struct kvm_irq *irq)
+{
+    uint64_t count;
+
+    /* Empty already is as good. */
+    (void)!read(irq->eventfd, &count, sizeof(count));
+}

@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See vcpu.h. A vCPU's thread is always in one of three places: waiting for something to do, in
+ * the exit loop, or carrying out a task. What others want of it is written under vcpu->lock; a
+ * thread in the exit loop is made to look by a kick.
+ */
+#include "kvm/vcpu.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "base/util.h"
+
+#define KICK_SIGNAL SIGUSR1
+
+/* --- kicks --------------------------------------------------------------------------------- */
+
+static void on_kick(int signal)
+{
+    /* Its only purpose is to make KVM_RUN return. */
+    (void)signal;
+}
+
+int kvm_vcpu_init_signals(struct error *error)
+{
+    struct sigaction action = {.sa_handler = on_kick};
+
+    sigemptyset(&action.sa_mask);
+    if (sigaction(KICK_SIGNAL, &action, NULL) < 0)
+        return error_set_errno(error, errno, "cannot install the vCPU signal handler");
+    return 0;
+}
+
+/* immediate_exit covers a signal that arrives before the thread has entered KVM_RUN. */
+static void kick(struct kvm_vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    pthread_kill(vcpu->thread, KICK_SIGNAL);
+}
+
+static bool is_kicked(const struct kvm_vcpu *vcpu)
+{
+    return __atomic_load_n(&vcpu->kicked, __ATOMIC_SEQ_CST) != 0;
+}
+
+/* --- the exit loop ------------------------------------------------------------------------- */
+
+static void handle_io(struct kvm_vcpu *vcpu)
+{
+    struct kvm_run *run = vcpu->run;
+    uint8_t *data = (uint8_t *)run + run->io.data_offset;
+
+    for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size) {
+        if (run->io.direction == KVM_EXIT_IO_OUT)
+            bus_write(vcpu->pio, run->io.port, data, run->io.size);
+        else
+            bus_read(vcpu->pio, run->io.port, data, run->io.size);
+    }
+}
+
+static void handle_mmio(struct kvm_vcpu *vcpu)
+{
+    struct kvm_run *run = vcpu->run;
+
+    if (run->mmio.is_write)
+        bus_write(vcpu->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+    else
+        bus_read(vcpu->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+}
+
+/* KVM has given up on this vCPU: it stops, and the operator is told. */
+static void fail(struct kvm_vcpu *vcpu, const char *what, uint64_t detail)
+{
+    char reason[128];
+
+    snprintf(reason, sizeof(reason), "vCPU %u: %s (0x%jx)", vcpu->index, what, (uintmax_t)detail);
+    pthread_mutex_lock(&vcpu->lock);
+    vcpu->may_run = false;
+    pthread_mutex_unlock(&vcpu->lock);
+    __atomic_store_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST);
+    vcpu->ops->failed(vcpu->opaque, vcpu->index, reason);
+}
+
+static void handle_exit(struct kvm_vcpu *vcpu)
+{
+    struct kvm_run *run = vcpu->run;
+
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+        handle_io(vcpu);
+        break;
+    case KVM_EXIT_MMIO:
+        handle_mmio(vcpu);
+        break;
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+        break;
+    case KVM_EXIT_SHUTDOWN:
+        vcpu->ops->triple_fault(vcpu->opaque);
+        break;
+    case KVM_EXIT_FAIL_ENTRY:
+        fail(vcpu, "the processor refused to enter the guest",
+             run->fail_entry.hardware_entry_failure_reason);
+        break;
+    case KVM_EXIT_INTERNAL_ERROR:
+        fail(vcpu, "KVM internal error", run->internal.suberror);
+        break;
+    default:
+        fail(vcpu, "unexpected KVM exit reason", run->exit_reason);
+        break;
+    }
+}
+
+/* One entry into the guest. @return whether there is an exit to handle */
+static bool enter_guest(struct kvm_vcpu *vcpu)
+{
+    int ret = ioctl(vcpu->fd, KVM_RUN, 0);
+
+    vcpu->last_exit_ns = clock_ns();
+    if (ret == 0)
+        return true;
+    /* EAGAIN: an application processor that has just been started. */
+    if (errno != EINTR && errno != EAGAIN)
+        fail(vcpu, "KVM_RUN failed", (uint64_t)errno);
+    return false;
+}
+
+/* An exit that wants an answer (a read) is complete only when KVM has taken the answer, which the
+ * next KVM_RUN does first of all; with immediate_exit it does nothing else. */
+static void complete_exit(struct kvm_vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    while (ioctl(vcpu->fd, KVM_RUN, 0) == 0)
+        handle_exit(vcpu);
+}
+
+static void run_guest(struct kvm_vcpu *vcpu)
+{
+    vcpu->first_entry_ns = clock_ns();
+    if (vcpu->ran_word) {
+        atomic_store(vcpu->ran_word, 1);
+        vcpu->ran_word = NULL;
+    }
+    while (!is_kicked(vcpu)) {
+        if (enter_guest(vcpu))
+            handle_exit(vcpu);
+    }
+    complete_exit(vcpu);
+}
+
+/* --- the thread ---------------------------------------------------------------------------- */
+
+static void carry_out_task(struct kvm_vcpu *vcpu)
+{
+    kvm_vcpu_task *task = vcpu->task;
+    struct error error = {0};
+    int result;
+
+    pthread_mutex_unlock(&vcpu->lock);
+    result = task(vcpu, vcpu->task_argument, &error);
+    pthread_mutex_lock(&vcpu->lock);
+    vcpu->task = NULL;
+    vcpu->task_result = result;
+    vcpu->task_error = error;
+    pthread_cond_broadcast(&vcpu->changed);
+}
+
+static void go_into_guest(struct kvm_vcpu *vcpu)
+{
+    vcpu->in_guest = true;
+    __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&vcpu->lock);
+    run_guest(vcpu);
+    pthread_mutex_lock(&vcpu->lock);
+    vcpu->in_guest = false;
+    pthread_cond_broadcast(&vcpu->changed);
+}
+
+static void *vcpu_main(void *opaque)
+{
+    struct kvm_vcpu *vcpu = opaque;
+
+    pthread_mutex_lock(&vcpu->lock);
+    while (!vcpu->ends) {
+        if (vcpu->task)
+            carry_out_task(vcpu);
+        else if (vcpu->may_run)
+            go_into_guest(vcpu);
+        else
+            pthread_cond_wait(&vcpu->changed, &vcpu->lock);
+    }
+    pthread_mutex_unlock(&vcpu->lock);
+    return NULL;
+}
+
+/* --- life ---------------------------------------------------------------------------------- */
+
+static int start_thread(struct kvm_vcpu *vcpu, struct error *error)
+{
+    sigset_t blocked, old;
+    char name[16];
+    int ret;
+
+    /* Signals are the main thread's, but for the kick. */
+    sigfillset(&blocked);
+    sigdelset(&blocked, KICK_SIGNAL);
+    pthread_sigmask(SIG_SETMASK, &blocked, &old);
+    ret = pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (ret != 0)
+        return error_set_errno(error, ret, "cannot start the thread of vCPU %u", vcpu->index);
+    vcpu->thread_started = true;
+    snprintf(name, sizeof(name), "vcpu/%u", vcpu->index);
+    pthread_setname_np(vcpu->thread, name);
+    return 0;
+}
+
+static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid *cpuid, struct error *error)
+{
+    void *run;
+    int ret;
+
+    vcpu->fd = ioctl(vcpu->vm->fd, KVM_CREATE_VCPU, (unsigned long)vcpu->index);
+    if (vcpu->fd < 0)
+        return error_set_errno(error, errno, "KVM_CREATE_VCPU %u failed", vcpu->index);
+    run = mmap(NULL, vcpu->vm->vcpu_mmap_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+    if (run == MAP_FAILED)
+        return error_set_errno(error, errno, "cannot map vCPU %u", vcpu->index);
+    vcpu->run = run;
+    ret = kvm_cpuid_apply(cpuid, vcpu->fd, vcpu->index, error);
+    if (ret == 0)
+        ret = kvm_vcpu_find_msrs(&vcpu->msrs, vcpu->vm, vcpu->fd, error);
+    if (ret == 0)
+        ret = kvm_vcpu_get_state(vcpu->fd, &vcpu->msrs, vcpu->initial, error);
+    return ret;
+}
+
+int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
+                    const struct kvm_cpuid *cpuid, struct bus *mmio, struct bus *pio,
+                    const struct kvm_vcpu_ops *ops, void *opaque, struct error *error)
+{
+    int ret;
+
+    *vcpu = (struct kvm_vcpu){.vm = vm,
+                              .index = index,
+                              .fd = -1,
+                              .mmio = mmio,
+                              .pio = pio,
+                              .ops = ops,
+                              .opaque = opaque};
+    vcpu->initial = xcalloc(1, sizeof(*vcpu->initial));
+    vcpu->state = xcalloc(1, sizeof(*vcpu->state));
+    pthread_mutex_init(&vcpu->lock, NULL);
+    pthread_cond_init(&vcpu->changed, NULL);
+    ret = open_vcpu(vcpu, cpuid, error);
+    if (ret == 0)
+        ret = start_thread(vcpu, error);
+    if (ret < 0)
+        kvm_vcpu_destroy(vcpu);
+    return ret;
+}
+
+static void end_thread(struct kvm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->lock);
+    vcpu->ends = true;
+    vcpu->may_run = false;
+    if (vcpu->in_guest)
+        kick(vcpu);
+    pthread_cond_broadcast(&vcpu->changed);
+    pthread_mutex_unlock(&vcpu->lock);
+    pthread_join(vcpu->thread, NULL);
+    vcpu->thread_started = false;
+}
+
+void kvm_vcpu_destroy(struct kvm_vcpu *vcpu)
+{
+    if (vcpu->thread_started)
+        end_thread(vcpu);
+    if (vcpu->run)
+        munmap(vcpu->run, vcpu->vm->vcpu_mmap_size);
+    close_fd(vcpu->fd);
+    pthread_cond_destroy(&vcpu->changed);
+    pthread_mutex_destroy(&vcpu->lock);
+    free(vcpu->initial);
+    free(vcpu->state);
+    *vcpu = (struct kvm_vcpu){.fd = -1};
+}
+
+/* --- what others ask of vCPUs -------------------------------------------------------------- */
+
+void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        pthread_mutex_lock(&vcpus[i].lock);
+        vcpus[i].may_run = true;
+        pthread_cond_broadcast(&vcpus[i].changed);
+        pthread_mutex_unlock(&vcpus[i].lock);
+    }
+}
+
+static void wait_paused(struct kvm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->lock);
+    while (vcpu->in_guest)
+        pthread_cond_wait(&vcpu->changed, &vcpu->lock);
+    pthread_mutex_unlock(&vcpu->lock);
+}
+
+void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        pthread_mutex_lock(&vcpus[i].lock);
+        vcpus[i].may_run = false;
+        if (vcpus[i].in_guest)
+            kick(&vcpus[i]);
+        pthread_mutex_unlock(&vcpus[i].lock);
+    }
+    for (unsigned i = 0; i < count; i++)
+        wait_paused(&vcpus[i]);
+}
+
+static void post_task(struct kvm_vcpu *vcpu, kvm_vcpu_task *task, void *argument)
+{
+    pthread_mutex_lock(&vcpu->lock);
+    assert(vcpu->task == NULL);
+    vcpu->task = task;
+    vcpu->task_argument = argument;
+    if (vcpu->in_guest)
+        kick(vcpu);
+    pthread_cond_broadcast(&vcpu->changed);
+    pthread_mutex_unlock(&vcpu->lock);
+}
+
+static int wait_task(struct kvm_vcpu *vcpu, struct error *error)
+{
+    int result;
+
+    pthread_mutex_lock(&vcpu->lock);
+    while (vcpu->task)
+        pthread_cond_wait(&vcpu->changed, &vcpu->lock);
+    result = vcpu->task_result;
+    if (result < 0)
+        *error = vcpu->task_error;
+    pthread_mutex_unlock(&vcpu->lock);
+    return result;
+}
+
+int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, void *argument,
+                   struct error *error)
+{
+    struct error own;
+    int ret = 0;
+
+    for (unsigned i = 0; i < count; i++)
+        post_task(&vcpus[i], task, argument);
+    for (unsigned i = 0; i < count; i++) {
+        int result = wait_task(&vcpus[i], &own);
+
+        if (result < 0 && ret == 0) {
+            ret = result;
+            *error = own;
+            error_prefix(error, "vCPU %u: ", i);
+        }
+    }
+    return ret;
+}
+
+int kvm_vcpu_save_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+{
+    (void)argument;
+    return kvm_vcpu_get_state(vcpu->fd, &vcpu->msrs, vcpu->state, error);
+}
+
+int kvm_vcpu_load_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+{
+    (void)argument;
+    return kvm_vcpu_set_state(vcpu->fd, vcpu->state, error);
+}
+
+/* The TSC goes on: a reset of a processor does not stop the host's. */
+int kvm_vcpu_reset_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+{
+    int ret = kvm_vcpu_save_task(vcpu, argument, error);
+
+    if (ret < 0)
+        return ret;
+    vcpu->initial->tsc_offset = vcpu->state->tsc_offset;
+    return kvm_vcpu_set_state(vcpu->fd, vcpu->initial, error);
+}

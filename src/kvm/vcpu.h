@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A vCPU: its thread, its exit loop, and a way to have work done by that thread.
+ *
+ * Only the vCPU's own thread issues its ioctls once it is started. Others pause it, give it a task
+ * (save, load), and let it run again. Callers that pause or call must not hold the machine's lock:
+ * the vCPU may be waiting for it in the middle of an exit.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "kvm/cpuid.h"
+#include "kvm/vcpu_state.h"
+#include "kvm/vm.h"
+#include "memory/bus.h"
+
+struct kvm_vcpu;
+
+/** Called on the vCPU's thread, without the machine's lock. */
+struct kvm_vcpu_ops {
+    /** The guest shut its processor down (triple fault): asks for a reset. */
+    void (*triple_fault)(void *opaque);
+    /** KVM cannot go on; the vCPU stops. @param reason for the operator */
+    void (*failed)(void *opaque, unsigned index, const char *reason);
+};
+
+/** Work for a vCPU's thread. @return 0 or a negative errno with an error */
+typedef int kvm_vcpu_task(struct kvm_vcpu *vcpu, void *argument, struct error *error);
+
+struct kvm_vcpu {
+    struct kvm_vm *vm;
+    unsigned index; /**< also its APIC id */
+    int fd;
+    struct kvm_run *run; /**< shared with the kernel */
+    struct bus *mmio, *pio;
+    const struct kvm_vcpu_ops *ops;
+    void *opaque;
+    struct kvm_vcpu_msrs msrs;   /**< which MSRs its state consists of */
+    struct kvm_vcpu_state *initial; /**< as the kernel made it, for a guest reset */
+    struct kvm_vcpu_state *state;   /**< where save and load have their copy */
+
+    pthread_t thread;
+    bool thread_started;
+    pthread_mutex_t lock; /**< of what follows */
+    pthread_cond_t changed;
+    bool may_run;   /**< wanted: run guest code */
+    bool ends;      /**< wanted: end the thread */
+    bool in_guest;  /**< is in the exit loop */
+    kvm_vcpu_task *task;
+    void *task_argument;
+    int task_result;
+    struct error task_error;
+
+    uint32_t kicked;             /**< atomic: leave the exit loop soon */
+    _Atomic uint32_t *ran_word;  /**< set to 1 before the next entry into the guest, if not NULL */
+    uint64_t first_entry_ns;     /**< of the latest stretch in the guest */
+    uint64_t last_exit_ns;       /**< when the guest last stopped */
+};
+
+/** Makes a vCPU, not yet running. @param ops, mmio, pio borrowed */
+int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
+                    const struct kvm_cpuid *cpuid, struct bus *mmio, struct bus *pio,
+                    const struct kvm_vcpu_ops *ops, void *opaque, struct error *error);
+/** Ends its thread. */
+void kvm_vcpu_destroy(struct kvm_vcpu *vcpu);
+
+/** Installs the handler of the signal that interrupts KVM_RUN. Once per process, before any vCPU. */
+int kvm_vcpu_init_signals(struct error *error);
+
+/** Lets vCPUs run guest code. */
+void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count);
+
+/** Stops them, all at once; returns when none runs guest code and no exit is half done. */
+void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count);
+
+/**
+ * Has every vCPU's thread carry out a task, in parallel, and waits for all. A running vCPU is
+ * interrupted for it and goes on afterwards.
+ * @return 0, or the first failure (by index)
+ */
+int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, void *argument,
+                   struct error *error);
+
+/** Tasks: read the state into vcpu->state; write vcpu->state; write the state after power-on. */
+kvm_vcpu_task kvm_vcpu_save_task, kvm_vcpu_load_task, kvm_vcpu_reset_task;

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See vm.h. Made by the main thread or the thread of a hand-over; slots change under the machine's
+ * lock.
+ */
+#include "kvm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "base/util.h"
+#include "kvm/irq.h"
+#include "memory/layout.h"
+
+static const struct state_field vm_fields[] = {
+    STATE_BYTES(struct kvm_vm_state, pic_primary, 1),
+    STATE_BYTES(struct kvm_vm_state, pic_secondary, 1),
+    STATE_BYTES(struct kvm_vm_state, ioapic, 1),
+    STATE_BYTES(struct kvm_vm_state, pit, 1),
+    STATE_BYTES(struct kvm_vm_state, clock, 1),
+    STATE_UINT(struct kvm_vm_state, clock_boottime_ns, 1),
+    STATE_END,
+};
+
+const struct state_type kvm_vm_state_type = {
+    .name = "kvm-vm",
+    .version = 1,
+    .min_version = 1,
+    .size = sizeof(struct kvm_vm_state),
+    .fields = vm_fields,
+};
+
+/* What baton cannot do without, and since when Linux has it. */
+static const struct {
+    unsigned capability;
+    const char *name;
+} required[] = {
+    {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
+    {KVM_CAP_PIT2, "KVM_CAP_PIT2"},
+    {KVM_CAP_PIT_STATE2, "KVM_CAP_PIT_STATE2"},
+    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
+    {KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"},
+    {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
+    {KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI"},
+    {KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"},
+    {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"},
+    {KVM_CAP_SREGS2, "KVM_CAP_SREGS2 (Linux 5.14)"},
+    {KVM_CAP_VCPU_ATTRIBUTES, "KVM_CAP_VCPU_ATTRIBUTES"},
+};
+
+int kvm_vm_check(const struct kvm_vm *vm, unsigned capability)
+{
+    int value = ioctl(vm->fd, KVM_CHECK_EXTENSION, (unsigned long)capability);
+
+    return value < 0 ? 0 : value;
+}
+
+static int open_kvm(struct kvm_vm *vm, struct error *error)
+{
+    int version;
+
+    vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (vm->kvm_fd < 0)
+        return error_set_errno(error, errno,
+                               "cannot open /dev/kvm (is virtualisation on, is the kvm module "
+                               "loaded, may this user open it?)");
+    version = ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0);
+    if (version != KVM_API_VERSION)
+        return error_set(error, ENOTSUP, "/dev/kvm has API version %d, expected %d", version,
+                         KVM_API_VERSION);
+    return 0;
+}
+
+static int create_vm(struct kvm_vm *vm, struct error *error)
+{
+    int size;
+
+    vm->fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
+    if (vm->fd < 0)
+        return error_set_errno(error, errno, "KVM_CREATE_VM failed");
+    for (size_t i = 0; i < ARRAY_SIZE(required); i++) {
+        if (!kvm_vm_check(vm, required[i].capability))
+            return error_set(error, ENOTSUP, "this kernel's KVM lacks %s", required[i].name);
+    }
+    size = ioctl(vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+    if (size < (int)sizeof(struct kvm_run))
+        return error_set(error, ENOTSUP, "KVM_GET_VCPU_MMAP_SIZE returned %d", size);
+    vm->vcpu_mmap_size = (unsigned)size;
+    return 0;
+}
+
+static int create_irqchip(struct kvm_vm *vm, struct error *error)
+{
+    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+    __u64 identity_map = LAYOUT_KVM_TSS_BASE - PAGE_SIZE;
+
+    if (ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) < 0)
+        return error_set_errno(error, errno, "KVM_SET_IDENTITY_MAP_ADDR failed");
+    if (ioctl(vm->fd, KVM_SET_TSS_ADDR, (unsigned long)LAYOUT_KVM_TSS_BASE) < 0)
+        return error_set_errno(error, errno, "KVM_SET_TSS_ADDR failed");
+    if (ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0) < 0)
+        return error_set_errno(error, errno, "KVM_CREATE_IRQCHIP failed");
+    if (ioctl(vm->fd, KVM_CREATE_PIT2, &pit) < 0)
+        return error_set_errno(error, errno, "KVM_CREATE_PIT2 failed");
+    return 0;
+}
+
+int kvm_vm_create(struct kvm_vm *vm, struct error *error)
+{
+    int ret;
+
+    *vm = (struct kvm_vm){.kvm_fd = -1, .fd = -1};
+    ret = open_kvm(vm, error);
+    if (ret == 0)
+        ret = create_vm(vm, error);
+    if (ret == 0)
+        ret = create_irqchip(vm, error);
+    if (ret == 0)
+        ret = kvm_irqs_create(vm, error);
+    if (ret == 0)
+        ret = kvm_vm_save(vm, &vm->initial, error);
+    if (ret < 0)
+        kvm_vm_destroy(vm);
+    return ret;
+}
+
+void kvm_vm_destroy(struct kvm_vm *vm)
+{
+    kvm_irqs_destroy(vm);
+    close_fd(vm->fd);
+    close_fd(vm->kvm_fd);
+    vm->fd = -1;
+    vm->kvm_fd = -1;
+}
+
+static int free_slot(const struct kvm_vm *vm)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(vm->slots); i++) {
+        if (~vm->slots[i])
+            return (int)(64 * i) + __builtin_ctzll(~vm->slots[i]);
+    }
+    return -1;
+}
+
+int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool readonly,
+               unsigned *slot, struct error *error)
+{
+    int free = free_slot(vm);
+    struct kvm_userspace_memory_region region = {
+        .flags = readonly ? KVM_MEM_READONLY : 0,
+        .guest_phys_addr = gpa,
+        .memory_size = size,
+        .userspace_addr = (uintptr_t)host,
+    };
+
+    assert(is_aligned(gpa | size | (uintptr_t)host, PAGE_SIZE) && size != 0);
+    if (free < 0)
+        return error_set(error, ENOSPC, "no KVM memory slot is left (%u are in use)",
+                         KVM_SLOTS_MAX);
+    region.slot = (unsigned)free;
+    if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+        return error_set_errno(error, errno, "KVM cannot map 0x%jx bytes at 0x%jx",
+                               (uintmax_t)size, (uintmax_t)gpa);
+    vm->slots[free / 64] |= UINT64_C(1) << (free % 64);
+    *slot = (unsigned)free;
+    return 0;
+}
+
+void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot)
+{
+    struct kvm_userspace_memory_region region = {.slot = slot};
+    int ret;
+
+    assert(slot < KVM_SLOTS_MAX && (vm->slots[slot / 64] >> (slot % 64) & 1));
+    ret = ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
+    assert(ret == 0); /* deleting an existing slot cannot fail */
+    vm->slots[slot / 64] &= ~(UINT64_C(1) << (slot % 64));
+}
+
+void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level)
+{
+    struct kvm_irq_level line = {.irq = gsi, .level = level};
+    int ret = ioctl(vm->fd, KVM_IRQ_LINE, &line);
+
+    assert(ret == 0);
+}
+
+/* --- state --------------------------------------------------------------------------------- */
+
+static uint64_t boottime_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int get_chip(struct kvm_vm *vm, unsigned id, uint8_t *bytes, struct error *error)
+{
+    struct kvm_irqchip chip = {.chip_id = id};
+
+    if (ioctl(vm->fd, KVM_GET_IRQCHIP, &chip) < 0)
+        return error_set_errno(error, errno, "KVM_GET_IRQCHIP %u failed", id);
+    memcpy(bytes, &chip, sizeof(chip));
+    return 0;
+}
+
+static int set_chip(struct kvm_vm *vm, unsigned id, const uint8_t *bytes, struct error *error)
+{
+    struct kvm_irqchip chip;
+
+    memcpy(&chip, bytes, sizeof(chip));
+    chip.chip_id = id; /* whatever the bytes say */
+    if (ioctl(vm->fd, KVM_SET_IRQCHIP, &chip) < 0)
+        return error_set_errno(error, errno, "KVM_SET_IRQCHIP %u failed", id);
+    return 0;
+}
+
+static int get_clock(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error)
+{
+    struct kvm_clock_data clock = {0};
+
+    state->clock_boottime_ns = boottime_ns();
+    if (ioctl(vm->fd, KVM_GET_CLOCK, &clock) < 0)
+        return error_set_errno(error, errno, "KVM_GET_CLOCK failed");
+    memcpy(state->clock, &clock, sizeof(clock));
+    return 0;
+}
+
+/* With KVM_CLOCK_REALTIME the kernel itself adds the time that has passed since the clock was
+ * read; without (an unstable TSC), we do. */
+static int set_clock(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
+{
+    struct kvm_clock_data clock;
+
+    memcpy(&clock, state->clock, sizeof(clock));
+    if (clock.flags & KVM_CLOCK_REALTIME) {
+        clock.flags = KVM_CLOCK_REALTIME;
+    } else {
+        uint64_t now = boottime_ns();
+
+        clock.flags = 0;
+        if (now > state->clock_boottime_ns)
+            clock.clock += now - state->clock_boottime_ns;
+    }
+    if (ioctl(vm->fd, KVM_SET_CLOCK, &clock) < 0)
+        return error_set_errno(error, errno, "KVM_SET_CLOCK failed");
+    return 0;
+}
+
+int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error)
+{
+    struct kvm_pit_state2 pit = {0};
+    int ret;
+
+    ret = get_chip(vm, KVM_IRQCHIP_PIC_MASTER, state->pic_primary, error);
+    if (ret == 0)
+        ret = get_chip(vm, KVM_IRQCHIP_PIC_SLAVE, state->pic_secondary, error);
+    if (ret == 0)
+        ret = get_chip(vm, KVM_IRQCHIP_IOAPIC, state->ioapic, error);
+    if (ret < 0)
+        return ret;
+    if (ioctl(vm->fd, KVM_GET_PIT2, &pit) < 0)
+        return error_set_errno(error, errno, "KVM_GET_PIT2 failed");
+    memcpy(state->pit, &pit, sizeof(pit));
+    return get_clock(vm, state, error);
+}
+
+/* The PIT comes first: loading it may raise its line, which the saved controllers then overwrite. */
+static int load_chips(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
+{
+    struct kvm_pit_state2 pit;
+    int ret;
+
+    memcpy(&pit, state->pit, sizeof(pit));
+    if (ioctl(vm->fd, KVM_SET_PIT2, &pit) < 0)
+        return error_set_errno(error, errno, "KVM_SET_PIT2 failed");
+    ret = set_chip(vm, KVM_IRQCHIP_PIC_MASTER, state->pic_primary, error);
+    if (ret == 0)
+        ret = set_chip(vm, KVM_IRQCHIP_PIC_SLAVE, state->pic_secondary, error);
+    if (ret == 0)
+        ret = set_chip(vm, KVM_IRQCHIP_IOAPIC, state->ioapic, error);
+    return ret;
+}
+
+int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
+{
+    int ret = load_chips(vm, state, error);
+
+    return ret < 0 ? ret : set_clock(vm, state, error);
+}
+
+int kvm_vm_reset(struct kvm_vm *vm, struct error *error)
+{
+    return load_chips(vm, &vm->initial, error);
+}
