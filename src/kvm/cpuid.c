@@ -27,13 +27,13 @@
 #define TOPOLOGY_LEVEL_CORE (2u << 8)
 
 static const struct state_field cpuid_fields[] = {
-    STATE_BLOB(struct kvm_cpuid, entries, length, 1),
+    STATE_BLOB(struct kvm_cpuid_table, entries, length, 1),
     STATE_END,
 };
 
 static int check_cpuid(const void *object, struct error *error)
 {
-    const struct kvm_cpuid *cpuid = object;
+    const struct kvm_cpuid_table *cpuid = object;
 
     if (cpuid->length == 0 || cpuid->length % sizeof(struct kvm_cpuid_entry2) != 0)
         return error_set(error, EINVAL, "CPUID table of %u bytes is not a whole number of entries",
@@ -45,15 +45,16 @@ const struct state_type kvm_cpuid_type = {
     .name = "cpuid",
     .version = 1,
     .min_version = 1,
-    .size = sizeof(struct kvm_cpuid),
+    .size = sizeof(struct kvm_cpuid_table),
     .fields = cpuid_fields,
     .check = check_cpuid,
 };
 
 /* Room for KVM's variable-length argument. */
-struct cpuid_argument {
+union cpuid_argument {
     struct kvm_cpuid2 head;
-    struct kvm_cpuid_entry2 entries[KVM_CPUID_ENTRIES_MAX];
+    uint8_t room[sizeof(struct kvm_cpuid2) +
+                 KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2)];
 };
 
 static unsigned bits_for(unsigned count)
@@ -120,10 +121,10 @@ static void set_identity(struct kvm_cpuid_entry2 *entry, unsigned index)
     }
 }
 
-int kvm_cpuid_read_host(struct kvm_cpuid *cpuid, const struct kvm_vm *vm, unsigned cpus,
+int kvm_cpuid_read_host(struct kvm_cpuid_table *cpuid, const struct kvm_vm *vm, unsigned cpus,
                         struct error *error)
 {
-    CLEANUP_FREE struct cpuid_argument *host = xcalloc(1, sizeof(*host));
+    CLEANUP_FREE union cpuid_argument *host = xcalloc(1, sizeof(*host));
 
     host->head.nent = KVM_CPUID_ENTRIES_MAX;
     if (ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, host) < 0)
@@ -135,10 +136,10 @@ int kvm_cpuid_read_host(struct kvm_cpuid *cpuid, const struct kvm_vm *vm, unsign
     return 0;
 }
 
-int kvm_cpuid_apply(const struct kvm_cpuid *cpuid, int vcpu_fd, unsigned index,
+int kvm_cpuid_apply(const struct kvm_cpuid_table *cpuid, int vcpu_fd, unsigned index,
                     struct error *error)
 {
-    CLEANUP_FREE struct cpuid_argument *own = xcalloc(1, sizeof(*own));
+    CLEANUP_FREE union cpuid_argument *own = xcalloc(1, sizeof(*own));
 
     own->head.nent = cpuid->length / (uint32_t)sizeof(struct kvm_cpuid_entry2);
     memcpy(own->head.entries, cpuid->entries, cpuid->length);
@@ -149,7 +150,7 @@ int kvm_cpuid_apply(const struct kvm_cpuid *cpuid, int vcpu_fd, unsigned index,
     return 0;
 }
 
-unsigned kvm_cpuid_physical_bits(const struct kvm_cpuid *cpuid)
+unsigned kvm_cpuid_physical_bits(const struct kvm_cpuid_table *cpuid)
 {
     struct kvm_cpuid_entry2 entry;
 

@@ -223,7 +223,7 @@ static int start_thread(struct kvm_vcpu *vcpu, struct error *error)
     return 0;
 }
 
-static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid *cpuid, struct error *error)
+static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid_table *cpuid, struct error *error)
 {
     void *run;
     int ret;
@@ -244,7 +244,7 @@ static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid *cpuid, struc
 }
 
 int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
-                    const struct kvm_cpuid *cpuid, struct bus *mmio, struct bus *pio,
+                    const struct kvm_cpuid_table *cpuid, struct bus *mmio, struct bus *pio,
                     const struct kvm_vcpu_ops *ops, void *opaque, struct error *error)
 {
     int ret;

@@ -63,7 +63,7 @@ struct kvm_vcpu {
 
 /** Makes a vCPU, not yet running. @param ops, mmio, pio borrowed */
 int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
-                    const struct kvm_cpuid *cpuid, struct bus *mmio, struct bus *pio,
+                    const struct kvm_cpuid_table *cpuid, struct bus *mmio, struct bus *pio,
                     const struct kvm_vcpu_ops *ops, void *opaque, struct error *error);
 /** Ends its thread. */
 void kvm_vcpu_destroy(struct kvm_vcpu *vcpu);

@@ -61,14 +61,19 @@ const struct state_type kvm_vcpu_state_type = {
 };
 
 /* KVM's variable-length arguments. */
-struct msrs_argument {
+union msrs_argument {
     struct kvm_msrs head;
-    struct kvm_msr_entry entries[KVM_VCPU_MSRS_MAX];
+    uint8_t room[sizeof(struct kvm_msrs) + KVM_VCPU_MSRS_MAX * sizeof(struct kvm_msr_entry)];
 };
 
-struct msr_list_argument {
+union one_msr_argument {
+    struct kvm_msrs head;
+    uint8_t room[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)];
+};
+
+union msr_list_argument {
     struct kvm_msr_list head;
-    uint32_t indices[KVM_VCPU_MSRS_MAX];
+    uint8_t room[sizeof(struct kvm_msr_list) + KVM_VCPU_MSRS_MAX * sizeof(uint32_t)];
 };
 
 /* The TSC follows from its offset. Writing a wall clock MSR makes KVM write to guest memory at
@@ -81,18 +86,16 @@ static bool left_out(uint32_t index)
 /* The list that KVM gives contains MSRs that this processor or CPUID does not have. */
 static bool readable_and_writable(int vcpu_fd, uint32_t index)
 {
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
-    } one = {.head.nmsrs = 1, .entry.index = index};
+    union one_msr_argument one = {.head.nmsrs = 1};
 
+    one.head.entries[0].index = index;
     return ioctl(vcpu_fd, KVM_GET_MSRS, &one) == 1 && ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1;
 }
 
 int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
                        struct error *error)
 {
-    CLEANUP_FREE struct msr_list_argument *list = xcalloc(1, sizeof(*list));
+    CLEANUP_FREE union msr_list_argument *list = xcalloc(1, sizeof(*list));
     int xsave = kvm_vm_check(vm, KVM_CAP_XSAVE2);
     int nested = kvm_vm_check(vm, KVM_CAP_NESTED_STATE);
 
@@ -131,7 +134,7 @@ static int tsc_offset(int vcpu_fd, unsigned long request, uint64_t *offset, stru
 static int get_msrs(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm_vcpu_state *state,
                     struct error *error)
 {
-    struct msrs_argument argument;
+    union msrs_argument argument;
     int done;
 
     argument.head.nmsrs = msrs->count;
@@ -152,7 +155,7 @@ static int get_msrs(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm_vc
 
 static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error)
 {
-    struct msrs_argument argument;
+    union msrs_argument argument;
     int done;
 
     argument.head.nmsrs = state->msr_count;
@@ -170,15 +173,13 @@ static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct erro
 /* Once more, after the local APIC: the write that loads the APIC cancels its timer. */
 static int set_deadline(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error)
 {
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
-    } one = {.head.nmsrs = 1, .entry.index = MSR_TSC_DEADLINE};
+    union one_msr_argument one = {.head.nmsrs = 1};
 
     for (uint32_t i = 0; i < state->msr_count; i++) {
         if (state->msrs[i].index != MSR_TSC_DEADLINE)
             continue;
-        one.entry.data = state->msrs[i].value;
+        one.head.entries[0].index = MSR_TSC_DEADLINE;
+        one.head.entries[0].data = state->msrs[i].value;
         if (ioctl(vcpu_fd, KVM_SET_MSRS, &one) != 1)
             return error_set(error, EIO, "KVM_SET_MSRS of the TSC deadline failed");
     }
