@@ -8,7 +8,19 @@
  * decoded into scratch memory and checked, and only then copied over the object.
  *
  * The bytes come from another process: everything in them is treated as hostile.
- * A writer or reader belongs to one thread. Saving allocates nothing.
+ * A writer or reader belongs to one thread. Neither saving nor loading allocates.
+ *
+ * A stream is a sequence of CBOR items, all of definite length:
+ *
+ *     ["baton-state", format version]
+ *     {"id", "type", "version", "min_reader" (only when above 1), "required", "fields": {...}}
+ *     ... more sections
+ *     number of sections
+ *
+ * "fields" is the last key of a section. A reader skips header keys that it does not know, unless
+ * they begin with '!': those must be understood. Only unsigned integers, booleans, text, byte
+ * strings, arrays and maps with text keys occur, nested at most STATE_DEPTH_MAX deep. Ids, type
+ * names and keys are printable ASCII, so that they can go into messages as they are.
  */
 #pragma once
 
@@ -17,6 +29,11 @@
 #include <stdint.h>
 
 #include "base/error.h"
+
+#define STATE_FORMAT_VERSION 1u
+#define STATE_DEPTH_MAX      16u  /**< arrays and maps within one another, the section included */
+#define STATE_NAME_MAX       127u /**< bytes of an id, a type name or a key */
+#define STATE_FIELDS_MAX     128u /**< in one table */
 
 /** What a field holds; see the STATE_... macros, which are the only way to write a table. */
 enum state_kind {
@@ -48,12 +65,19 @@ struct state_type {
     uint32_t min_version; /**< the oldest it reads */
     size_t size;          /**< of the struct that the offsets are in */
     const struct state_field *fields; /**< ends with STATE_END */
+    /**
+     * The oldest version of this type that may load what this build writes; 0 means 1. A reader
+     * takes a section of a newer version than its own when all fields that it knows are there, and
+     * skips the rest. Raise this when skipping would be wrong: older readers then refuse by name.
+     */
+    uint32_t min_reader;
     /** Rejects what no correct peer could send. May be NULL. @param object the scratch copy */
     int (*check)(const void *object, struct error *error);
 };
 
-/* Each macro: FIELD(struct type, member), then since-version. A field that is newer than
- * min_version is optional on load and gets its fallback (zero unless given). */
+/* Each macro: FIELD(struct type, member), then since-version. A section older than that lacks the
+ * field, which then gets its fallback (zero unless given; no elements); in any other section a
+ * missing field is an error. */
 #define STATE_BOOL(type, member, since_)                                                           \
     {                                                                                              \
         .name = #member, .kind = STATE_KIND_BOOL, .offset = offsetof(type, member),                \
@@ -101,7 +125,11 @@ struct state_writer {
     uint8_t *bytes;
     size_t capacity;
     size_t used;
+    uint32_t sections;
     bool overflow; /**< set once, sticky: something did not fit */
+    const char *invalid_id;                  /**< sticky: a section id that no reader would take */
+    const struct state_type *invalid_type;   /**< sticky: where a string was that is not UTF-8 */
+    const struct state_field *invalid_field; /**< the same: which one */
 };
 
 /** Starts a stream: writes its header (magic, format version). */
@@ -109,13 +137,19 @@ void state_writer_init(struct state_writer *writer, void *bytes, size_t capacity
 
 /**
  * Writes one object as a section.
- * @param id       which object ("vcpu/0", "vfio/nvme0"); unique in a stream
+ * A length above its capacity is our own mistake, an assertion.
+ * @param id       which object ("vcpu/0", "vfio/nvme0"); unique in a stream; lives until finish
  * @param required a reader that does not know the id or type must refuse the stream
  */
 void state_write(struct state_writer *writer, const char *id, const struct state_type *type,
                  const void *object, bool required);
 
-/** Ends the stream. @return its length in bytes, or -ENOSPC with an error when it did not fit. */
+/**
+ * Ends the stream.
+ * @param length out: bytes written
+ * @return 0; -ENOSPC when it did not fit; -EINVAL when an id is not printable ASCII or a string is
+ *         not UTF-8 (both may come from the operator)
+ */
 int state_writer_finish(struct state_writer *writer, size_t *length, struct error *error);
 
 /** One object that a stream may hold, and where to load it. */
@@ -130,7 +164,9 @@ struct state_target {
 
 /**
  * Loads a stream into objects: decodes all of it into scratch, checks all of it, and only when
- * nothing is wrong copies each scratch over its object.
+ * nothing is wrong copies each scratch over its object. All of the object: what no field describes
+ * (padding, elements past the count) becomes zero. Sections and fields that nobody knows are
+ * skipped; whether those occur twice is not looked at.
  * @param targets every object of this process; a required section without a target is an error,
  *                an unrequired one is skipped; a target that is not optional must be present
  * @return 0; -EINVAL malformed; -ENOTSUP a version or section from the future, named;
@@ -142,7 +178,16 @@ int state_load(const void *bytes, size_t length, struct state_target *targets, s
 /**
  * Prints a stream for people, one field a line ("vcpu/0 (vcpu v1) / regs: 144 bytes ...").
  * Needs no table. @param print receives each line without its end
- * @return 0 or -EINVAL when the bytes are no stream (what was readable has been printed)
+ * @return 0; -EINVAL or -ENOTSUP, as state_load(), when the bytes are no stream of ours (what was
+ *         readable has been printed)
  */
 int state_dump(const void *bytes, size_t length, void (*print)(void *opaque, const char *line),
                void *opaque, struct error *error);
+
+/**
+ * Finds mistakes in a table: names twice, bounds that do not fit the member, a fallback out of
+ * bounds, a since above the version, members that overlap or lie outside the struct, too much
+ * nesting. For tests; the other functions rely on it.
+ * @return 0 or -EINVAL naming the type and the field
+ */
+int state_type_verify(const struct state_type *type, struct error *error);
