@@ -34,6 +34,7 @@ struct channel_message {
 /**
  * Binds a listening socket, mode 0600. A stale socket at that path (nobody listens) is replaced.
  * @param path file-system path of at most 107 bytes
+ * @return 0; -EADDRINUSE when somebody listens there, or something else than a socket is there
  */
 int channel_listen(struct channel_listener **listener, const char *path, struct error *error);
 
@@ -47,20 +48,33 @@ int channel_listener_fd(const struct channel_listener *listener);
 int channel_accept(struct channel_listener *listener, struct channel **channel, int timeout_ms,
                    struct error *error);
 
-/** Closes the socket and removes its path, if it is still the one that was bound. */
+/** Closes the socket and removes its path, if it is still the one that was bound. NULL is fine. */
 void channel_listener_close(struct channel_listener *listener);
 
 /** Connects to a listening peer and checks by kernel credentials that it is the same user or root. */
 int channel_connect(struct channel **channel, const char *path, int timeout_ms,
                     struct error *error);
 
-/** Sends one message. @return 0; -ETIMEDOUT; -EPIPE peer gone; -ECANCELED; -ETOOMANYREFS ... */
+/**
+ * Makes a channel of a connected SOCK_SEQPACKET unix socket (one end of a socketpair, a socket that
+ * a supervisor passed). Checks the peer as channel_accept() does.
+ * @param socket taken over, also on failure
+ */
+int channel_from_socket(struct channel **channel, int socket, struct error *error);
+
+/**
+ * Sends one message. Failures leave nothing half-sent.
+ * @return 0; -ETIMEDOUT; -EPIPE peer gone; -ECANCELED; -ETOOMANYREFS more descriptors are on their
+ *         way than RLIMIT_NOFILE allows, and the peer did not take them for a while
+ */
 int channel_send(struct channel *channel, struct channel_message *message, int timeout_ms,
                  struct error *error);
 
 /**
- * Receives one message. On failure no descriptor leaks.
- * @return 0; -ETIMEDOUT; -EPIPE peer gone; -ECANCELED; -EPROTO not a message of ours
+ * Receives one message. On failure no descriptor leaks. What a peer sent before it died or closed
+ * its end is received first.
+ * @return 0; -ETIMEDOUT; -EPIPE peer gone; -ECANCELED; -EPROTO not a message of ours; -EMFILE no
+ *         room for the descriptors (the message is lost)
  */
 int channel_receive(struct channel *channel, struct channel_message *message, int timeout_ms,
                     struct error *error);
@@ -80,4 +94,5 @@ pid_t channel_peer_pid(const struct channel *channel);
 /** @return whether the peer's process has ended. */
 bool channel_peer_dead(const struct channel *channel);
 
+/** Closes the connection. NULL is fine. */
 void channel_close(struct channel *channel);
