@@ -86,8 +86,9 @@ static bool left_out(uint32_t index)
 /* The list that KVM gives contains MSRs that this processor or CPUID does not have. */
 static bool readable_and_writable(int vcpu_fd, uint32_t index)
 {
-    union one_msr_argument one = {.head.nmsrs = 1};
+    union one_msr_argument one = {.room = {0}};
 
+    one.head.nmsrs = 1;
     one.head.entries[0].index = index;
     return ioctl(vcpu_fd, KVM_GET_MSRS, &one) == 1 && ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1;
 }
@@ -173,11 +174,12 @@ static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct erro
 /* Once more, after the local APIC: the write that loads the APIC cancels its timer. */
 static int set_deadline(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error)
 {
-    union one_msr_argument one = {.head.nmsrs = 1};
+    union one_msr_argument one = {.room = {0}};
 
     for (uint32_t i = 0; i < state->msr_count; i++) {
         if (state->msrs[i].index != MSR_TSC_DEADLINE)
             continue;
+        one.head.nmsrs = 1;
         one.head.entries[0].index = MSR_TSC_DEADLINE;
         one.head.entries[0].data = state->msrs[i].value;
         if (ioctl(vcpu_fd, KVM_SET_MSRS, &one) != 1)

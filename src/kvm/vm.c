@@ -19,8 +19,6 @@ static const struct state_field vm_fields[] = {
     STATE_BYTES(struct kvm_vm_state, pic_secondary, 1),
     STATE_BYTES(struct kvm_vm_state, ioapic, 1),
     STATE_BYTES(struct kvm_vm_state, pit, 1),
-    STATE_BYTES(struct kvm_vm_state, clock, 1),
-    STATE_UINT(struct kvm_vm_state, clock_boottime_ns, 1),
     STATE_END,
 };
 
@@ -30,6 +28,20 @@ const struct state_type kvm_vm_state_type = {
     .min_version = 1,
     .size = sizeof(struct kvm_vm_state),
     .fields = vm_fields,
+};
+
+static const struct state_field clock_fields[] = {
+    STATE_BYTES(struct kvm_clock_state, data, 1),
+    STATE_UINT(struct kvm_clock_state, boottime_ns, 1),
+    STATE_END,
+};
+
+const struct state_type kvm_clock_state_type = {
+    .name = "kvm-clock",
+    .version = 1,
+    .min_version = 1,
+    .size = sizeof(struct kvm_clock_state),
+    .fields = clock_fields,
 };
 
 /* What baton cannot do without, and since when Linux has it. */
@@ -218,32 +230,32 @@ static int set_chip(struct kvm_vm *vm, unsigned id, const uint8_t *bytes, struct
     return 0;
 }
 
-static int get_clock(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error)
+int kvm_clock_save(struct kvm_vm *vm, struct kvm_clock_state *state, struct error *error)
 {
     struct kvm_clock_data clock = {0};
 
-    state->clock_boottime_ns = boottime_ns();
+    state->boottime_ns = boottime_ns();
     if (ioctl(vm->fd, KVM_GET_CLOCK, &clock) < 0)
         return error_set_errno(error, errno, "KVM_GET_CLOCK failed");
-    memcpy(state->clock, &clock, sizeof(clock));
+    memcpy(state->data, &clock, sizeof(clock));
     return 0;
 }
 
 /* With KVM_CLOCK_REALTIME the kernel itself adds the time that has passed since the clock was
  * read; without (an unstable TSC), we do. */
-static int set_clock(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
+int kvm_clock_load(struct kvm_vm *vm, const struct kvm_clock_state *state, struct error *error)
 {
     struct kvm_clock_data clock;
 
-    memcpy(&clock, state->clock, sizeof(clock));
+    memcpy(&clock, state->data, sizeof(clock));
     if (clock.flags & KVM_CLOCK_REALTIME) {
         clock.flags = KVM_CLOCK_REALTIME;
     } else {
         uint64_t now = boottime_ns();
 
         clock.flags = 0;
-        if (now > state->clock_boottime_ns)
-            clock.clock += now - state->clock_boottime_ns;
+        if (now > state->boottime_ns)
+            clock.clock += now - state->boottime_ns;
     }
     if (ioctl(vm->fd, KVM_SET_CLOCK, &clock) < 0)
         return error_set_errno(error, errno, "KVM_SET_CLOCK failed");
@@ -265,11 +277,11 @@ int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *err
     if (ioctl(vm->fd, KVM_GET_PIT2, &pit) < 0)
         return error_set_errno(error, errno, "KVM_GET_PIT2 failed");
     memcpy(state->pit, &pit, sizeof(pit));
-    return get_clock(vm, state, error);
+    return 0;
 }
 
 /* The PIT comes first: loading it may raise its line, which the saved controllers then overwrite. */
-static int load_chips(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
+int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
 {
     struct kvm_pit_state2 pit;
     int ret;
@@ -285,14 +297,7 @@ static int load_chips(struct kvm_vm *vm, const struct kvm_vm_state *state, struc
     return ret;
 }
 
-int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
-{
-    int ret = load_chips(vm, state, error);
-
-    return ret < 0 ? ret : set_clock(vm, state, error);
-}
-
 int kvm_vm_reset(struct kvm_vm *vm, struct error *error)
 {
-    return load_chips(vm, &vm->initial, error);
+    return kvm_vm_load(vm, &vm->initial, error);
 }

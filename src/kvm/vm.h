@@ -17,16 +17,21 @@
 
 #define KVM_SLOTS_MAX 256u
 
-/** Everything of the VM itself that a hand-over carries: PIC, IOAPIC, PIT, clock. */
+/** Interrupt controllers and timer of a VM, as a hand-over carries them. */
 struct kvm_vm_state {
     uint8_t pic_primary[sizeof(struct kvm_irqchip)];
     uint8_t pic_secondary[sizeof(struct kvm_irqchip)];
     uint8_t ioapic[sizeof(struct kvm_irqchip)];
     uint8_t pit[sizeof(struct kvm_pit_state2)];
-    uint8_t clock[sizeof(struct kvm_clock_data)];
-    uint64_t clock_boottime_ns; /**< CLOCK_BOOTTIME when the clock was read */
 };
 extern const struct state_type kvm_vm_state_type;
+
+/** kvmclock. */
+struct kvm_clock_state {
+    uint8_t data[sizeof(struct kvm_clock_data)];
+    uint64_t boottime_ns; /**< CLOCK_BOOTTIME when it was read */
+};
+extern const struct state_type kvm_clock_state_type;
 
 struct kvm_vm {
     int kvm_fd;
@@ -56,11 +61,14 @@ int kvm_vm_check(const struct kvm_vm *vm, unsigned capability);
 /** Sets the level of an input of the in-kernel interrupt controllers. @param gsi 0 to 23 */
 void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level);
 
-/** Reads the state of a VM whose vCPUs are stopped (or, for a rehearsal, running). */
+/** Reads the controllers of a VM whose vCPUs are stopped (or, for a rehearsal, running). */
 int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error);
-/** Writes it into a VM whose vCPUs have not run yet or are stopped. The clock goes on from where it
- * would be by now: the guest sees stolen time, not a stopped clock. */
+/** Writes them, before the vCPUs' local APICs are written. */
 int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error);
-
-/** Puts the interrupt controllers and the PIT back to what they were when the VM was made. */
+/** Puts them back to what they were when the VM was made. */
 int kvm_vm_reset(struct kvm_vm *vm, struct error *error);
+
+int kvm_clock_save(struct kvm_vm *vm, struct kvm_clock_state *state, struct error *error);
+/** Writes the clock, after the vCPUs' TSC offsets. It goes on from where it would be by now: the
+ * guest sees stolen time, not a stopped clock. */
+int kvm_clock_load(struct kvm_vm *vm, const struct kvm_clock_state *state, struct error *error);
