@@ -30,6 +30,9 @@ struct iommu_mapping {
 struct iommu_facts {
     char id[IOMMU_ID_SIZE];
     uint32_t ioas_id;
+    bool accounted;     /**< pinned pages count against RLIMIT_MEMLOCK: the process that mapped them
+                             had no CAP_IPC_LOCK. The kernel decides it then, for ever. */
+    uint32_t owner_uid; /**< real user of the process that describes */
     uint32_t mapping_count;
     struct iommu_mapping mappings[IOMMU_MAPPINGS_MAX];
 };
@@ -56,8 +59,16 @@ int iommu_map_file(struct iommu *iommu, uint64_t iova, uint64_t size, int fd, ui
 int iommu_attach(struct iommu *iommu, int device_fd, const char *device, uint32_t *devid,
                  struct error *error);
 
-/** Moves the ownership (locked-memory accounting) of all mappings to the calling process. */
+/**
+ * Moves the ownership (locked-memory accounting) of all mappings to the calling process. Harmless
+ * when it has it already, so it also takes it back when a hand-over is undone.
+ */
 int iommu_take_ownership(struct iommu *iommu, struct error *error);
 
-/** Tells whether iommu_take_ownership() would work, without doing it. */
+/**
+ * Tells whether iommu_take_ownership() would work, without doing it. The two sides can check
+ * different things, so a rehearsal asks both: the owner, whether every mapping is by file; a
+ * process that has adopted, whether the kernel knows the call and the limit on locked memory has
+ * room.
+ */
 int iommu_probe_ownership(struct iommu *iommu, struct error *error);
