@@ -319,15 +319,15 @@ static bool take_expected(struct qmp_server *server, const char *path)
     return false;
 }
 
-static bool is_in_directory(const char *path, const char *directory)
+static bool ends_with(const char *path, const char *end)
 {
-    size_t length = directory ? strlen(directory) : 0;
+    size_t length = strlen(path), end_length = end ? strlen(end) : 0;
 
-    return length > 0 && strncmp(path, directory, length) == 0 && path[length] == '/';
+    return end_length > 0 && length >= end_length && strcmp(path + length - end_length, end) == 0;
 }
 
-static int adopt_listener(struct qmp_server *server, int fd, bool only_own,
-                          const char *keep_directory, struct error *error)
+static int adopt_listener(struct qmp_server *server, int fd, bool only_own, const char *keep,
+                          struct error *error)
 {
     struct qmp_listener *listener;
     struct sockaddr_un address;
@@ -344,12 +344,12 @@ static int adopt_listener(struct qmp_server *server, int fd, bool only_own,
     }
     expected = take_expected(server, address.sun_path);
     listener = add_listener(server, fd, address.sun_path);
-    listener->retire = only_own && !expected && !is_in_directory(address.sun_path, keep_directory);
+    listener->retire = only_own && !expected && !ends_with(address.sun_path, keep);
     return 0;
 }
 
-int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own,
-              const char *keep_directory, struct error *error)
+int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own, const char *keep,
+              struct error *error)
 {
     for (unsigned i = 0; i < QMP_LISTENERS_MAX; i++) {
         char name[FDSET_NAME_SIZE];
@@ -359,7 +359,7 @@ int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own,
         if (!fdset_contains(fds, name))
             break;
         fd = fdset_take(fds, error, "%s", name);
-        ret = fd < 0 ? fd : adopt_listener(server, fd, only_own, keep_directory, error);
+        ret = fd < 0 ? fd : adopt_listener(server, fd, only_own, keep, error);
         if (ret < 0)
             return ret;
     }

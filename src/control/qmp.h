@@ -72,6 +72,9 @@ int qmp_listen(struct qmp_server *server, const char *path, bool arriving, struc
 /** Serves a connected socket. @param fd taken over, also on failure */
 int qmp_attach(struct qmp_server *server, int fd, struct error *error);
 
+/** @return the greeting, a new reference; its "version" is what query-version returns */
+json_t *qmp_greeting(void);
+
 /** Sends an event to every client that has negotiated. @param data stolen; NULL for none */
 void qmp_emit(struct qmp_server *server, const char *event, json_t *data);
 
@@ -84,14 +87,14 @@ int qmp_describe(const struct qmp_server *server, struct fdset *fds, struct erro
 /**
  * Takes listening sockets of another process out of a set. Nothing is accepted before
  * qmp_activate(), and qmp_destroy() leaves their paths alone until then.
- * @param only_own keep only those whose paths were given to qmp_listen() here, and those in
- *                 @p keep_directory; the others' paths are removed by qmp_activate()
- * @param keep_directory may be NULL
+ * @param only_own keep only those whose paths were given to qmp_listen() here, and those whose
+ *                 paths end with @p keep; the others' paths are removed by qmp_activate()
+ * @param keep     may be NULL
  * @return 0; -EADDRINUSE when a path that qmp_listen() left to the other process is not among
  *         them; -EINVAL when a descriptor is no listening unix socket
  */
-int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own,
-              const char *keep_directory, struct error *error);
+int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own, const char *keep,
+              struct error *error);
 
 /** The guest runs here now: accepts clients on adopted sockets. */
 void qmp_activate(struct qmp_server *server);

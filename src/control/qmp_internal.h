@@ -61,8 +61,5 @@ void qmp_client_destroy(struct qmp_client *client);
 void qmp_enter(struct qmp_server *server);
 void qmp_leave(struct qmp_server *server);
 
-/** @return the greeting, a new reference */
-json_t *qmp_greeting(void);
-
 /** Answers one value, or one problem, of a client's input. A json_stream_fn. */
 void qmp_input(void *client, json_t *value, const char *problem);

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The QMP commands: QEMU's names and shapes for what baton has. Each gets arguments that fit its
+ * row of the table at the end. Main thread, from the QMP server.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "control/control_internal.h"
+
+/* The machine, for commands that change what the guest does; NULL, with the error set, while the
+ * guest is somewhere else. */
+static struct machine *guest(const struct control *control, struct error *error)
+{
+    enum machine_status status = MACHINE_INMIGRATE;
+
+    if (control->handed_over)
+        status = MACHINE_POSTMIGRATE;
+    else if (control->machine)
+        status = machine_status(control->machine);
+    if (status == MACHINE_INMIGRATE)
+        error_set(error, EBUSY, "the guest is not here yet (status 'inmigrate')");
+    else if (status == MACHINE_POSTMIGRATE)
+        error_set(error, EBUSY, "the guest runs in another process now (status 'postmigrate')");
+    else
+        return control->machine;
+    return NULL;
+}
+
+static int query_version(void *opaque, const json_t *arguments, json_t **result,
+                         struct error *error)
+{
+    json_t *greeting = qmp_greeting();
+
+    *result = json_incref(json_object_get(json_object_get(greeting, "QMP"), "version"));
+    json_decref(greeting);
+    return 0;
+}
+
+static int query_status(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    const struct control *control = opaque;
+    enum machine_status status = MACHINE_INMIGRATE;
+
+    if (control->handed_over)
+        status = MACHINE_POSTMIGRATE;
+    else if (control->machine)
+        status = machine_status(control->machine);
+    *result = json_pack("{s:s,s:b}", "status", machine_status_name(status), "running",
+                        status == MACHINE_RUNNING);
+    return 0;
+}
+
+static int query_name(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    const struct control *control = opaque;
+
+    if (control->name[0])
+        *result = json_pack("{s:s}", "name", control->name);
+    return 0;
+}
+
+static int stop(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    struct machine *machine = guest(opaque, error);
+
+    return machine ? machine_stop(machine, error) : -error->code;
+}
+
+static int cont(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    struct machine *machine = guest(opaque, error);
+
+    return machine ? machine_run(machine, error) : -error->code;
+}
+
+static int quit(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    control_quit(opaque);
+    return 0;
+}
+
+static int system_powerdown(void *opaque, const json_t *arguments, json_t **result,
+                            struct error *error)
+{
+    struct machine *machine = guest(opaque, error);
+
+    return machine ? machine_powerdown(machine, error) : -error->code;
+}
+
+static int system_reset(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    struct machine *machine = guest(opaque, error);
+
+    return machine ? machine_reset(machine, error) : -error->code;
+}
+
+static int set_parameters(void *opaque, const json_t *arguments, json_t **result,
+                          struct error *error)
+{
+    struct control *control = opaque;
+    const char *mode = json_string_value(json_object_get(arguments, "mode"));
+
+    if (mode == NULL)
+        return 0;
+    if (strcmp(mode, "normal") != 0 && strcmp(mode, "cpr-transfer") != 0)
+        return error_set(error, EINVAL,
+                         "parameter 'mode' does not accept '%.100s': baton has "
+                         "'normal' and 'cpr-transfer'",
+                         mode);
+    control->cpr_transfer = strcmp(mode, "cpr-transfer") == 0;
+    return 0;
+}
+
+static int query_parameters(void *opaque, const json_t *arguments, json_t **result,
+                            struct error *error)
+{
+    const struct control *control = opaque;
+
+    *result = json_pack("{s:s}", "mode", control->cpr_transfer ? "cpr-transfer" : "normal");
+    return 0;
+}
+
+/* One element of migrate-set-capabilities. */
+static int check_capability(const json_t *element, struct error *error)
+{
+    const char *name = json_string_value(json_object_get(element, "capability"));
+    const json_t *state = json_object_get(element, "state");
+
+    if (name == NULL || !json_is_boolean(state) || json_object_size(element) != 2)
+        return error_set(error, EINVAL,
+                         "parameter 'capabilities' must hold objects with "
+                         "'capability', a string, and 'state', true or false");
+    if (strcmp(name, "events") != 0)
+        return error_set(error, EINVAL,
+                         "migration capability '%.100s' is unknown: baton has "
+                         "'events'",
+                         name);
+    return 0;
+}
+
+static int set_capabilities(void *opaque, const json_t *arguments, json_t **result,
+                            struct error *error)
+{
+    const json_t *list = json_object_get(arguments, "capabilities");
+    struct control *control = opaque;
+    json_t *element;
+    size_t i;
+
+    /* All or nothing. */
+    json_array_foreach(list, i, element)
+    {
+        int ret = check_capability(element, error);
+
+        if (ret < 0)
+            return ret;
+    }
+    json_array_foreach(list, i, element) control->migration_events =
+        json_is_true(json_object_get(element, "state"));
+    return 0;
+}
+
+static int query_capabilities(void *opaque, const json_t *arguments, json_t **result,
+                              struct error *error)
+{
+    const struct control *control = opaque;
+
+    *result =
+        json_pack("[{s:s,s:b}]", "capability", "events", "state", (int)control->migration_events);
+    return 0;
+}
+
+static bool has_string(const json_t *object, const char *key, const char *value)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    return text != NULL && strcmp(text, value) == 0;
+}
+
+/* The cpr channel's path. */
+static int parse_cpr(const json_t *channel, const char **path, struct error *error)
+{
+    const json_t *address = json_object_get(channel, "addr");
+
+    if (*path != NULL)
+        return error_set(error, EINVAL, "migrate: two channels of type 'cpr'");
+    *path = json_string_value(json_object_get(address, "path"));
+    if (!has_string(address, "transport", "socket") || !has_string(address, "type", "unix") ||
+        *path == NULL || (*path)[0] == '\0')
+        return error_set(error, EINVAL,
+                         "migrate: the cpr channel's 'addr' must have transport "
+                         "'socket', type 'unix' and a path");
+    return 0;
+}
+
+/* Finds the cpr channel. The main channel is QEMU's for device state; baton needs none. */
+static int parse_channels(const json_t *channels, const char **path, struct error *error)
+{
+    json_t *channel;
+    size_t i;
+
+    json_array_foreach(channels, i, channel)
+    {
+        int ret = 0;
+
+        if (has_string(channel, "channel-type", "cpr"))
+            ret = parse_cpr(channel, path, error);
+        else if (!has_string(channel, "channel-type", "main"))
+            ret = error_set(error, EINVAL,
+                            "migrate: member %zu of 'channels' has neither type "
+                            "'main' nor 'cpr'",
+                            i);
+        if (ret < 0)
+            return ret;
+    }
+    if (*path == NULL)
+        return error_set(error, EINVAL, "migrate: 'channels' needs a channel of type 'cpr'");
+    return 0;
+}
+
+/* Whether a hand-over was started and has not ended. */
+static bool is_under_way(const struct update_report *report)
+{
+    switch (report->status) {
+    case UPDATE_SETUP:
+    case UPDATE_ACTIVE:
+    case UPDATE_DEVICE:
+    case UPDATE_CANCELLING:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static int start_update(struct control *control, struct machine *machine, const char *path,
+                        struct error *error)
+{
+    struct fdset fds = {0};
+    int ret;
+
+    if (control->update) {
+        struct update_report report;
+
+        update_report(control->update, &report);
+        if (is_under_way(&report))
+            return error_set(error, EBUSY, "migrate: a hand-over is under way already");
+        update_destroy(STEAL_POINTER(control->update));
+    }
+    control->report = (struct update_report){.status = UPDATE_NONE};
+    ret = control_describe(control, &fds, error);
+    if (ret == 0)
+        ret = update_start(&control->update, machine, path, &fds, control_progress, control, error);
+    fdset_clear(&fds);
+    return ret;
+}
+
+static int migrate(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+{
+    struct control *control = opaque;
+    struct machine *machine = guest(control, error);
+    const char *path = NULL;
+    int ret;
+
+    if (machine == NULL)
+        return -error->code;
+    if (json_object_get(arguments, "uri"))
+        return error_set(error, EINVAL,
+                         "migrate: 'uri' cannot carry descriptors: give 'channels' "
+                         "with one of type 'cpr'");
+    if (!control->cpr_transfer)
+        return error_set(error, EINVAL,
+                         "migrate: baton hands a guest over on the same host only: "
+                         "set parameter 'mode' to 'cpr-transfer' first");
+    ret = parse_channels(json_object_get(arguments, "channels"), &path, error);
+    return ret < 0 ? ret : start_update(control, machine, path, error);
+}
+
+static int migrate_cancel(void *opaque, const json_t *arguments, json_t **result,
+                          struct error *error)
+{
+    struct control *control = opaque;
+    struct update_report report;
+
+    /* As in QEMU, nothing to cancel is no error. */
+    if (control->update == NULL)
+        return 0;
+    update_report(control->update, &report);
+    return is_under_way(&report) ? update_cancel(control->update, error) : 0;
+}
+
+static json_int_t round_up_ms(uint64_t ns)
+{
+    return (json_int_t)((ns + 999999) / 1000000);
+}
+
+/* What QEMU has no words for. */
+static json_t *report_details(const struct update_report *report)
+{
+    json_t *stages = json_array(), *vcpus = json_array();
+
+    for (uint32_t i = 0; i < MIN(report->stage_count, (uint32_t)UPDATE_STAGES_MAX); i++) {
+        const struct update_stage_time *stage = &report->stages[i];
+
+        json_array_append_new(stages, json_pack("{s:s,s:I,s:I,s:I}", "name", stage->name,
+                                                "start-ns", (json_int_t)stage->start_ns, "end-ns",
+                                                (json_int_t)stage->end_ns, "incoming-ns",
+                                                (json_int_t)stage->incoming_ns));
+    }
+    for (uint32_t i = 0; i < MIN(report->vcpu_count, (uint32_t)UPDATE_VCPUS_MAX); i++)
+        json_array_append_new(vcpus,
+                              json_pack("{s:I,s:I}", "out-ns", (json_int_t)report->vcpu_out_ns[i],
+                                        "in-ns", (json_int_t)report->vcpu_in_ns[i]));
+    return json_pack("{s:b,s:i,s:I,s:I,s:o,s:o}", "incoming", (int)report->incoming, "generation",
+                     (int)report->generation, "blackout-ns", (json_int_t)report->blackout_ns,
+                     "total-ns", (json_int_t)report->total_ns, "stages", stages, "vcpus", vcpus);
+}
+
+static int query_migrate(void *opaque, const json_t *arguments, json_t **result,
+                         struct error *error)
+{
+    const struct control *control = opaque;
+    struct update_report report = control->report;
+
+    if (control->update)
+        update_report(control->update, &report);
+    if (report.status == UPDATE_NONE)
+        return 0;
+    *result = json_pack("{s:s,s:I}", "status", update_status_name(report.status), "total-time",
+                        round_up_ms(report.total_ns));
+    if (report.status == UPDATE_COMPLETED)
+        json_object_set_new(*result, "downtime", json_integer(round_up_ms(report.blackout_ns)));
+    if (report.status == UPDATE_FAILED)
+        json_object_set_new(*result, "error-desc", json_string(report.error));
+    json_object_set_new(*result, "baton", report_details(&report));
+    return 0;
+}
+
+const struct qmp_command *control_commands(size_t *count)
+{
+    static const struct qmp_command commands[] = {
+        {"query-version", query_version, {{0}}},
+        {"query-status", query_status, {{0}}},
+        {"query-name", query_name, {{0}}},
+        {"stop", stop, {{0}}},
+        {"cont", cont, {{0}}},
+        {"quit", quit, {{0}}},
+        {"system_powerdown", system_powerdown, {{0}}},
+        {"system_reset", system_reset, {{0}}},
+        {"migrate-set-parameters", set_parameters, {{"mode", QMP_STRING, false}}},
+        {"query-migrate-parameters", query_parameters, {{0}}},
+        {"migrate-set-capabilities", set_capabilities, {{"capabilities", QMP_ARRAY, true}}},
+        {"query-migrate-capabilities", query_capabilities, {{0}}},
+        /* "detach" is QEMU's, which ignores it too: the command always returns at once. */
+        {"migrate",
+         migrate,
+         {{"channels", QMP_ARRAY, false}, {"uri", QMP_STRING, false}, {"detach", QMP_BOOL, false}}},
+        {"query-migrate", query_migrate, {{0}}},
+        {"migrate_cancel", migrate_cancel, {{0}}},
+    };
+
+    *count = ARRAY_SIZE(commands);
+    return commands;
+}
