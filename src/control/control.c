@@ -94,6 +94,14 @@ int control_create(struct control **out, const struct config *config, sd_event *
     return 0;
 }
 
+void control_detach(struct control *control)
+{
+    if (control->update)
+        update_destroy(STEAL_POINTER(control->update));
+    if (control->machine)
+        machine_set_event_handler(STEAL_POINTER(control->machine), NULL, NULL);
+}
+
 void control_destroy(struct control *control)
 {
     bool owner;
@@ -101,10 +109,7 @@ void control_destroy(struct control *control)
     if (control == NULL)
         return;
     owner = control->here && !control->handed_over;
-    if (control->update)
-        update_destroy(control->update);
-    if (control->machine)
-        machine_set_event_handler(control->machine, NULL, NULL);
+    control_detach(control);
     qmp_destroy(control->qmp);
     if (owner && control->pidfile[0])
         runtime_remove_pidfile(control->pidfile);
@@ -171,10 +176,10 @@ static int adopt_log(struct control *control, struct fdset *fds, struct error *e
     return MIN(control->log_fd, 0);
 }
 
-int control_adopt(struct control *control, struct machine *machine, struct fdset *fds,
-                  struct error *error)
+int control_adopt(void *opaque, struct machine *machine, struct fdset *fds, struct error *error)
 {
     const struct config *config = machine_config(machine);
+    struct control *control = opaque;
     char named[CONFIG_ID_SIZE + sizeof(RUNTIME_QMP) + 2] = "";
     int ret;
 

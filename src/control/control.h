@@ -33,17 +33,20 @@ int control_create(struct control **control, const struct config *config, sd_eve
 void control_destroy(struct control *control);
 
 /** A machine that was created here: commands and events are about it from now on.
- * @param machine borrowed until control_destroy(). @return an error of -pidfile */
+ * @param machine borrowed until control_detach(). @return an error of -pidfile */
 int control_attach(struct control *control, struct machine *machine, struct error *error);
 
+/** The machine is about to be destroyed: the last hand-over and all references to it end. The
+ * sockets stay until control_destroy(), for what still has to be sent. */
+void control_detach(struct control *control);
+
 /**
- * Incoming side, before the commit point: takes the sockets that the other process made out of the
- * set, and refers to the machine. Nothing changes for any client yet; the report of status
- * UPDATE_COMPLETED (see control_progress()) makes it effective.
- * @param machine borrowed until control_destroy(); its configuration names the guest
+ * The update_adopt_fn of the incoming side, before the commit point: takes the sockets that the
+ * other process made out of the set, and refers to the machine. Nothing changes for any client yet;
+ * the report of status UPDATE_COMPLETED (see control_progress()) makes it effective.
+ * @param machine borrowed until control_detach(); its configuration names the guest
  */
-int control_adopt(struct control *control, struct machine *machine, struct fdset *fds,
-                  struct error *error);
+int control_adopt(void *control, struct machine *machine, struct fdset *fds, struct error *error);
 
 /** The update_progress_fn of both sides: events, and what a finished hand-over entails here. */
 void control_progress(void *control, const struct update_report *report);

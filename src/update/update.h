@@ -72,3 +72,35 @@ int update_cancel(struct update *update, struct error *error);
 /** A copy of the report as it is now. */
 void update_report(struct update *update, struct update_report *report);
 void update_destroy(struct update *update);
+
+/* The incoming side: a whole process's life, started by main.c when -incoming was given. */
+
+/**
+ * Called on the main thread when everything is prepared and before the commit point: what is above
+ * update/ takes its descriptors out of the set. A failure ends the hand-over and leaves the guest
+ * where it is.
+ * @param machine adopted, in MACHINE_INMIGRATE
+ * @param fds     what nothing below has taken
+ */
+typedef int update_adopt_fn(void *opaque, struct machine *machine, struct fdset *fds,
+                            struct error *error);
+
+struct update_incoming;
+
+/**
+ * Listens on given->incoming_cpr and takes over the guest that arrives there. Returns at once. When
+ * the hand-over fails, @p progress says so (UPDATE_FAILED) and the event loop ends; when it
+ * succeeds, the loop runs on until the guest ends.
+ * @param given what the command line held, compared with what arrives; borrowed until _finish()
+ */
+int update_incoming_start(struct update_incoming **incoming, const struct config *given,
+                          sd_event *loop, update_adopt_fn *adopt, update_progress_fn *progress,
+                          void *opaque, struct error *error);
+
+/**
+ * After the event loop: gives up a hand-over that is not past its commit point, destroys the
+ * machine and frees everything.
+ * @return 0 when the guest ran here to its end, or nobody sent one; negative with the reason for
+ *         which the hand-over failed
+ */
+int update_incoming_finish(struct update_incoming *incoming, struct error *error);

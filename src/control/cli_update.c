@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * "baton update NAME": starts a new process, lets the guest's present one hand it over through
+ * QMP, in the words of QEMU's documented procedure, and says what happened.
+ *
+ * Who may be killed when it goes wrong: the new process, as long as the guest certainly is not in
+ * it. That is so before "migrate" was accepted, and when the present process says that the
+ * hand-over failed or was cancelled. In any other case nothing is killed and the user is told.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+
+#include "base/util.h"
+#include "control/cli.h"
+#include "control/client.h"
+#include "control/runtime.h"
+
+#define SECOND_NS          UINT64_C(1000000000)
+#define TIMEOUT_DEFAULT    60
+#define CANCEL_TIMEOUT_NS  (10 * SECOND_NS)
+#define CONFIRM_TIMEOUT_NS (5 * SECOND_NS)
+
+enum outcome { OUTCOME_NONE, OUTCOME_COMPLETED, OUTCOME_FAILED, OUTCOME_CANCELLED };
+
+/* One update. */
+struct session {
+    const char *name;
+    char binary[PATH_MAX];
+    bool verbose;
+    uint64_t deadline;
+    char qmp_path[RUNTIME_PATH_SIZE];
+    char cpr_path[RUNTIME_PATH_SIZE];
+    struct client client; /* of the present process */
+    int signal_fd;
+    pid_t child;
+    bool child_ended; /* and was reaped */
+    bool interrupted; /* a signal asked for an end, and was passed on */
+    enum outcome outcome;
+};
+
+static double milliseconds(json_int_t ns)
+{
+    return (double)ns / 1e6;
+}
+
+static json_int_t integer(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+static void on_event(void *opaque, const char *event, const json_t *data)
+{
+    struct session *session = opaque;
+    const char *status = json_string_value(json_object_get(data, "status"));
+
+    if (strcmp(event, "BATON_UPDATE_STAGE") == 0) {
+        const char *stage = json_string_value(json_object_get(data, "name"));
+
+        printf("  %-10s %10.3f ms", stage ? stage : "?",
+               milliseconds(integer(data, "end-ns") - integer(data, "start-ns")));
+        if (session->verbose)
+            printf("   of that in the new process %10.3f ms",
+                   milliseconds(integer(data, "incoming-ns")));
+        putchar('\n');
+        fflush(stdout);
+    }
+    if (strcmp(event, "MIGRATION") != 0 || status == NULL)
+        return;
+    if (session->verbose) {
+        printf("  status: %s\n", status);
+        fflush(stdout);
+    }
+    if (strcmp(status, "completed") == 0)
+        session->outcome = OUTCOME_COMPLETED;
+    else if (strcmp(status, "failed") == 0)
+        session->outcome = OUTCOME_FAILED;
+    else if (strcmp(status, "cancelled") == 0)
+        session->outcome = OUTCOME_CANCELLED;
+}
+
+static int command(struct session *session, const char *name, json_t *arguments, json_t **result,
+                   struct error *error)
+{
+    /* An answer is always worth a moment, also when the time for the whole is over. */
+    uint64_t deadline = MAX(session->deadline, clock_ns() + SECOND_NS);
+
+    return client_execute(&session->client, name, arguments, result, on_event, session, deadline,
+                          error);
+}
+
+/* Reaps the new process when it has ended. */
+static bool child_ended(struct session *session)
+{
+    if (!session->child_ended && session->child > 0 &&
+        waitpid(session->child, NULL, WNOHANG) == session->child)
+        session->child_ended = true;
+    return session->child_ended;
+}
+
+static void kill_child(struct session *session)
+{
+    if (session->child <= 0 || child_ended(session))
+        return;
+    kill(session->child, SIGKILL);
+    while (waitpid(session->child, NULL, 0) < 0 && errno == EINTR)
+        ;
+    session->child_ended = true;
+    unlink(session->cpr_path);
+}
+
+/* In the new process: becomes baton run, in a session of its own. Does not return. */
+static void exec_child(const struct session *session, const char *incoming, int report_fd)
+{
+    int null_fd = open("/dev/null", O_RDWR);
+    sigset_t none;
+    int code;
+
+    setsid();
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    dup2(null_fd, STDIN_FILENO);
+    dup2(null_fd, STDOUT_FILENO);
+    if (null_fd > STDERR_FILENO)
+        close(null_fd);
+    execl(session->binary, "baton", "run", "-incoming", incoming, (char *)NULL);
+    code = errno;
+    (void)!write(report_fd, &code, sizeof(code));
+    _exit(127);
+}
+
+/* Starts the new process; returns when it has become baton, or could not. */
+static int start_child(struct session *session, struct error *error)
+{
+    CLEANUP_CLOSE int write_end = -1;
+    CLEANUP_CLOSE int read_end = -1;
+    CLEANUP_FREE char *incoming = NULL;
+    json_t *channel = json_pack("{s:s,s:{s:s,s:s,s:s}}", "channel-type", "cpr", "addr", "transport",
+                                "socket", "type", "unix", "path", session->cpr_path);
+    int ends[2], code = 0;
+
+    if (channel == NULL)
+        return error_set(error, EINVAL, "the path '%s' is not UTF-8", session->cpr_path);
+    incoming = json_dumps(channel, JSON_COMPACT);
+    json_decref(channel);
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return error_set_errno(error, errno, "cannot make a pipe");
+    read_end = ends[0];
+    write_end = ends[1];
+    session->child = fork();
+    if (session->child < 0)
+        return error_set_errno(error, errno, "cannot start a process");
+    if (session->child == 0)
+        exec_child(session, incoming, write_end);
+    close_fd(STEAL_FD(write_end));
+    if (read(read_end, &code, sizeof(code)) == sizeof(code))
+        return error_set_errno(error, code, "cannot execute '%s'", session->binary);
+    return 0;
+}
+
+/* Whether a process listens at a path. Asked of the kernel, since a connection made to find out
+ * would be the one connection that the new process waits for. */
+static bool is_listening(const char *path)
+{
+    FILE *sockets = fopen("/proc/net/unix", "re");
+    CLEANUP_FREE char *line = NULL;
+    size_t size = 0;
+    bool found = false;
+
+    if (sockets == NULL)
+        return false;
+    while (!found && getline(&line, &size, sockets) > 0) {
+        unsigned flags;
+        int used = 0;
+
+        line[strcspn(line, "\n")] = '\0';
+        /* Num: RefCount Protocol Flags Type St Inode Path */
+        if (sscanf(line, "%*s %*s %*s %x %*s %*s %*s %n", &flags, &used) == 1 && used > 0)
+            found = (flags & 0x10000) != 0 && strcmp(line + used, path) == 0; /* SO_ACCEPTCON */
+    }
+    fclose(sockets);
+    return found;
+}
+
+static bool take_signal(const struct session *session)
+{
+    struct signalfd_siginfo info;
+
+    return read(session->signal_fd, &info, sizeof(info)) == sizeof(info);
+}
+
+static int wait_for_child(struct session *session, struct error *error)
+{
+    while (!is_listening(session->cpr_path)) {
+        const struct timespec pause = {.tv_nsec = 2000000};
+
+        if (child_ended(session))
+            return error_set(error, ECHILD,
+                             "the new process ended before it could take over "
+                             "(its messages are above)");
+        if (clock_ns() > session->deadline)
+            return error_set(error, ETIMEDOUT, "the new process was not ready in time");
+        if (take_signal(session))
+            return error_set(error, EINTR, "interrupted");
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
+/* The documented procedure, on the present process. */
+static int start_hand_over(struct session *session, struct error *error)
+{
+    int ret =
+        command(session, "migrate-set-capabilities",
+                json_pack("{s:[{s:s,s:b}]}", "capabilities", "capability", "events", "state", 1),
+                NULL, error);
+
+    if (ret == 0)
+        ret = command(session, "migrate-set-parameters", json_pack("{s:s}", "mode", "cpr-transfer"),
+                      NULL, error);
+    if (ret == 0)
+        ret = command(session, "migrate",
+                      json_pack("{s:[{s:s,s:{s:s,s:s,s:s}}]}", "channels", "channel-type", "cpr",
+                                "addr", "transport", "socket", "type", "unix", "path",
+                                session->cpr_path),
+                      NULL, error);
+    return ret;
+}
+
+/* Waits for the end of the hand-over, or until @p deadline. A signal is passed on as a wish to
+ * cancel, once. */
+static int wait_for_outcome(struct session *session, uint64_t deadline, struct error *error)
+{
+    struct pollfd fds[] = {{.fd = session->client.fd, .events = POLLIN},
+                           {.fd = session->signal_fd, .events = POLLIN}};
+
+    while (session->outcome == OUTCOME_NONE) {
+        uint64_t now = clock_ns();
+        int ret;
+
+        if (now >= deadline)
+            return error_set(error, ETIMEDOUT, "the hand-over took longer than allowed");
+        if (poll(fds, ARRAY_SIZE(fds), (int)MIN((deadline - now) / 1000000 + 1, UINT64_C(1000))) <
+                0 &&
+            errno != EINTR)
+            return error_set_errno(error, errno, "cannot wait");
+        if (take_signal(session) && !session->interrupted) {
+            session->interrupted = true;
+            return error_set(error, EINTR, "interrupted");
+        }
+        ret = client_dispatch(&session->client, on_event, session, error);
+        if (ret < 0 && session->outcome == OUTCOME_NONE)
+            return ret;
+    }
+    return 0;
+}
+
+/* Says why a hand-over did not happen. The error may hold the reason already. */
+static int explain_failure(struct session *session, struct error *error)
+{
+    json_t *result = NULL;
+    struct error ignored = {0};
+    const char *reason;
+
+    if (session->outcome == OUTCOME_CANCELLED)
+        return error_set(error, ECANCELED, "%s", error->code ? error->message : "cancelled");
+    if (command(session, "query-migrate", NULL, &result, &ignored) < 0)
+        return error_set(error, EREMOTEIO, "%s", ignored.message);
+    reason = json_string_value(json_object_get(result, "error-desc"));
+    error_set(error, EREMOTEIO, "%s", reason ? reason : "no reason was given");
+    json_decref(result);
+    return -EREMOTEIO;
+}
+
+/* From "migrate" to the end. When time is up or a signal came, the hand-over is cancelled; if it
+ * is past its commit point by then, it is followed to its end. */
+static int follow(struct session *session, struct error *error)
+{
+    struct error ignored = {0};
+    int ret = wait_for_outcome(session, session->deadline, error);
+
+    if (ret == -ETIMEDOUT || ret == -EINTR) {
+        command(session, "migrate_cancel", NULL, NULL, &ignored);
+        if (wait_for_outcome(session, clock_ns() + CANCEL_TIMEOUT_NS, &ignored) < 0)
+            return ret;
+    } else if (ret < 0) {
+        return ret;
+    }
+    return session->outcome == OUTCOME_COMPLETED ? 0 : explain_failure(session, error);
+}
+
+/* Asks the guest's socket who serves it now. */
+static int confirm(const struct session *session, struct client *present, struct error *error)
+{
+    uint64_t deadline = clock_ns() + CONFIRM_TIMEOUT_NS;
+    int ret;
+
+    for (;;) {
+        const struct timespec pause = {.tv_nsec = 5000000};
+
+        ret = client_open(present, session->qmp_path, deadline, error);
+        if (ret == 0 && present->pid != session->client.pid)
+            return 0;
+        if (ret == 0)
+            client_close(present);
+        if (clock_ns() > deadline)
+            return ret < 0 ? ret
+                           : error_set(error, ETIMEDOUT,
+                                       "process %d still serves the guest's "
+                                       "control socket",
+                                       (int)session->client.pid);
+        nanosleep(&pause, NULL);
+    }
+}
+
+static int print_summary(struct session *session)
+{
+    json_t *result = NULL, *details;
+    struct error error = {0};
+    struct client present;
+
+    if (command(session, "query-migrate", NULL, &result, &error) == 0) {
+        details = json_object_get(result, "baton");
+        printf("blackout %.3f ms, total %.3f ms\n", milliseconds(integer(details, "blackout-ns")),
+               milliseconds(integer(details, "total-ns")));
+        json_decref(result);
+    }
+    if (confirm(session, &present, &error) < 0) {
+        fprintf(stderr, "baton update: the hand-over was completed, but: %s\n", error.message);
+        return EXIT_FAILURE;
+    }
+    printf("guest '%s' runs in process %d, baton %s\n", session->name, (int)present.pid,
+           present.version);
+    client_close(&present);
+    return EXIT_SUCCESS;
+}
+
+/* The hand-over did not happen, or nobody knows. */
+static int print_failure(struct session *session, bool accepted, const struct error *error)
+{
+    bool known =
+        !accepted || session->outcome == OUTCOME_FAILED || session->outcome == OUTCOME_CANCELLED;
+    char status[32] = "";
+    struct error ignored = {0};
+
+    if (known)
+        kill_child(session);
+    fprintf(stderr, "baton update: guest '%s' was not handed over: %s\n", session->name,
+            error->message);
+    if (client_query_status(&session->client, status, sizeof(status),
+                            clock_ns() + CONFIRM_TIMEOUT_NS, &ignored) == 0)
+        fprintf(stderr, "baton update: the guest is where it was, in process %d (status '%s')\n",
+                (int)session->client.pid, status);
+    else
+        fprintf(stderr,
+                "baton update: process %d does not say what became of the guest (%s); see "
+                "baton list%s\n",
+                (int)session->client.pid, ignored.message,
+                known ? "" : "; the new process was left alone");
+    return EXIT_FAILURE;
+}
+
+static int run(struct session *session)
+{
+    struct error error = {0};
+    bool accepted = false;
+    int ret;
+
+    printf("guest '%s' runs in process %d, baton %s; starting %s\n", session->name,
+           (int)session->client.pid, session->client.version, session->binary);
+    fflush(stdout);
+    ret = start_child(session, &error);
+    if (ret == 0)
+        ret = wait_for_child(session, &error);
+    if (ret == 0) {
+        ret = start_hand_over(session, &error);
+        /* Anything but a refusal may have been an acceptance whose answer was lost. */
+        accepted = ret != -EREMOTEIO;
+    }
+    if (ret == 0)
+        ret = follow(session, &error);
+    return ret == 0 ? print_summary(session) : print_failure(session, accepted, &error);
+}
+
+/* Connects to the guest's present process. */
+static int open_session(struct session *session, struct error *error)
+{
+    sigset_t signals;
+    int ret = runtime_path(session->qmp_path, session->name, RUNTIME_QMP, error);
+
+    if (ret == 0)
+        ret = runtime_path(session->cpr_path, session->name, RUNTIME_CPR, error);
+    if (ret < 0)
+        return ret;
+    ret = client_open(&session->client, session->qmp_path, session->deadline, error);
+    if (ret == -ENOENT || ret == -ECONNREFUSED)
+        return error_set(error, ENOENT, "no guest '%s' is running (see baton list)", session->name);
+    if (ret < 0)
+        return ret;
+    if (is_listening(session->cpr_path)) {
+        client_close(&session->client);
+        return error_set(error, EBUSY,
+                         "another update of guest '%s' is under way; if not, end the process that "
+                         "waits on '%s'",
+                         session->name, session->cpr_path);
+    }
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    session->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    return 0;
+}
+
+static int usage(void)
+{
+    fputs("usage: baton update NAME [--binary PATH] [--timeout SECONDS] [--verbose]\n"
+          "(baton update --help says more)\n",
+          stderr);
+    return EXIT_USAGE;
+}
+
+static bool parse_timeout(const char *text, uint64_t *deadline)
+{
+    char *end;
+    unsigned long seconds = strtoul(text, &end, 10);
+
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || seconds == 0 || seconds > 86400)
+        return false;
+    *deadline = clock_ns() + seconds * SECOND_NS;
+    return true;
+}
+
+/* The program to start: the one given, else this one, by its path where that still is this one. */
+static void find_binary(struct session *session, const char *given)
+{
+    ssize_t length;
+
+    if (given) {
+        snprintf(session->binary, sizeof(session->binary), "%s", given);
+        return;
+    }
+    length = readlink("/proc/self/exe", session->binary, sizeof(session->binary) - 1);
+    session->binary[MAX(length, (ssize_t)0)] = '\0';
+    if (length <= 0 || access(session->binary, X_OK) < 0)
+        strcpy(session->binary, "/proc/self/exe");
+}
+
+/* @return -1 to go on, else the exit status */
+static int parse(struct session *session, int argc, char **argv)
+{
+    static const struct option options[] = {{"binary", required_argument, NULL, 'b'},
+                                            {"timeout", required_argument, NULL, 't'},
+                                            {"verbose", no_argument, NULL, 'v'},
+                                            {NULL, 0, NULL, 0}};
+    const char *binary = NULL;
+    int option;
+
+    /* getopt looks at argv from 1 on; argv[-1] is the subcommand. */
+    while ((option = getopt_long(argc + 1, argv - 1, "b:t:v", options, NULL)) >= 0) {
+        if (option == 'b')
+            binary = optarg;
+        else if (option == 'v')
+            session->verbose = true;
+        else if (option != 't')
+            return usage();
+        else if (!parse_timeout(optarg, &session->deadline)) {
+            fprintf(stderr, "baton update: --timeout: 1 to 86400 seconds, not '%s'\n", optarg);
+            return EXIT_USAGE;
+        }
+    }
+    if (optind != argc)
+        return usage();
+    session->name = (argv - 1)[optind];
+    find_binary(session, binary);
+    return -1;
+}
+
+int cli_update(int argc, char **argv)
+{
+    struct session session = {.deadline = clock_ns() + TIMEOUT_DEFAULT * SECOND_NS,
+                              .signal_fd = -1};
+    struct error error = {0};
+    int status = parse(&session, argc, argv);
+
+    if (status >= 0)
+        return status;
+    if (open_session(&session, &error) < 0) {
+        fprintf(stderr, "baton update: %s\n", error.message);
+        return EXIT_FAILURE;
+    }
+    status = run(&session);
+    client_close(&session.client);
+    close_fd(session.signal_fd);
+    return status;
+}
