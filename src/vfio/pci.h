@@ -38,9 +38,10 @@ struct vfio_pci_parents {
     struct iommu *iommu;
 };
 
-/** What an adopting process must know besides the configuration; POD, see pci.c for its table. */
+/** What an adopting process must know besides the configuration; POD, see state.c for its table. */
 struct vfio_pci_facts {
-    uint32_t devid; /**< iommufd's id of the device */
+    uint32_t devid;        /**< iommufd's id of the device */
+    uint32_t vector_count; /**< eventfds handed over: "vfio/ID/irq/0" and so on */
 };
 extern const struct state_type vfio_pci_facts_type;
 

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A passed-through function as the guest sees it: its state, and what config.c, interrupts.c,
+ * pci.c and state.c offer each other. Private to vfio/; the machine's lock is held.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kvm/irq.h"
+#include "pci/bars.h"
+#include "pci/host.h"
+#include "pci/msi.h"
+#include "pci/msix.h"
+#include "vfio/device.h"
+#include "vfio/pci.h"
+
+/** Which of the function's interrupts VFIO signals. */
+enum vfio_armed { VFIO_ARMED_NONE, VFIO_ARMED_MSI, VFIO_ARMED_MSIX };
+
+#define VFIO_POWER_D3 3u
+
+/** What a hand-over carries. The emulated registers are these fields, not copies of them. */
+struct vfio_pci_state {
+    uint16_t command; /**< as the guest wrote it; VFIO has it too, but not for virtual functions */
+    uint8_t interrupt_line;
+    uint8_t power;  /**< D0 to D3: BARs are not decoded in D3 */
+    uint8_t mapped; /**< BARs that the guest can reach, a bit each; filled in by save */
+    struct pci_bars_state bars;
+    struct pci_msi_state msi;
+    struct pci_msix_state msix;
+    uint8_t armed_index; /**< enum vfio_armed */
+    uint8_t armed[PCI_MSIX_VECTORS_MAX / 8];
+};
+
+/** A vector: its eventfd is armed in VFIO, its kvm_irq delivers to the guest. */
+struct vfio_vector {
+    int eventfd;
+    struct kvm_irq *irq;
+    bool open; /**< what the irq has been told */
+    struct msi_message message;
+};
+
+/** What the guest reads where configuration space is neither passed through nor state. */
+struct vfio_config {
+    unsigned size;          /**< 256 or 4096 */
+    unsigned pm, msi, msix; /**< offsets of capabilities; 0: not there */
+    unsigned msix_table_bar, msix_pba_bar;
+    uint64_t msix_table_offset, msix_pba_offset;
+    uint8_t value[PCI_CONFIG_SIZE]; /**< constant bits */
+    uint8_t mask[PCI_CONFIG_SIZE];  /**< bits that come from value, or from state */
+};
+
+struct vfio_bar {
+    struct vfio_pci *owner;
+    unsigned index;
+    struct bus_range range;
+};
+
+struct vfio_pci {
+    struct vfio_pci_parents parents;
+    struct vfio_device device;
+    uint32_t devid;
+    struct vfio_pci_state state;
+    struct vfio_config config;
+    struct pci_function function;
+    bool on_bus;
+    struct pci_bars bars;
+    struct vfio_bar places[PCI_BARS_ALL];
+    struct pci_msi msi;
+    struct pci_msix msix;
+    struct vfio_vector *vectors;
+    unsigned vector_count;
+};
+
+/** Reads the function's configuration space and works out what of it the guest sees. */
+int vfio_config_init(struct vfio_pci *device, struct error *error);
+extern const struct pci_config_ops vfio_config_ops;
+
+/** @return the command register as far as BARs are concerned: nothing is decoded in D3 */
+uint16_t vfio_config_decoding(const struct vfio_pci *device);
+
+/** Puts the function into D0 with decoding and bus mastering off, before a reset. */
+void vfio_config_quiet(struct vfio_pci *device);
+
+/** Makes eventfds, for create. */
+int vfio_vectors_create(struct vfio_pci *device, struct error *error);
+/** Takes the eventfds of another process, for adopt. */
+int vfio_vectors_adopt(struct vfio_pci *device, struct fdset *fds, struct error *error);
+void vfio_vectors_destroy(struct vfio_pci *device);
+
+/** Stops all signals at the source. Does nothing when nothing is armed. */
+void vfio_vectors_disarm(struct vfio_pci *device);
+
+/** Stops delivery, disarms and forgets pending signals, for a reset. */
+void vfio_vectors_reset(struct vfio_pci *device);
+
+/** Makes delivery of every vector follow the state. Touches only this process's side. */
+int vfio_vectors_apply(struct vfio_pci *device, struct error *error);
+
+extern const struct pci_vector_ops vfio_msi_ops;
+extern const struct pci_vector_ops vfio_msix_ops;
