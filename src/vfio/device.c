@@ -26,30 +26,30 @@ int vfio_device_error(const struct vfio_device *device, struct error *error)
     return error_prefix(error, "device '%s' (%s): ", device->id, device->host);
 }
 
-/* Which driver has the function: "" for none. */
-static void driver_of(const struct vfio_device *device, char *name, size_t size)
+/* Which driver has the function: "" for none. @param name PATH_MAX bytes */
+static void driver_of(const struct vfio_device *device, char *name)
 {
-    char path[PATH_SIZE], target[PATH_MAX];
+    char path[PATH_SIZE];
+    const char *slash;
     ssize_t length;
 
-    name[0] = '\0';
     snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", device->host);
-    length = readlink(path, target, sizeof(target) - 1);
-    if (length < 0)
-        return;
-    target[length] = '\0';
-    snprintf(name, size, "%s", strrchr(target, '/') != NULL ? strrchr(target, '/') + 1 : target);
+    length = readlink(path, name, PATH_MAX - 1);
+    name[MAX(length, 0)] = '\0';
+    slash = strrchr(name, '/');
+    if (slash != NULL)
+        memmove(name, slash + 1, strlen(slash));
 }
 
 /* Says why a function has no VFIO character device. */
 static int explain_missing(const struct vfio_device *device, struct error *error)
 {
-    char path[PATH_SIZE], driver[64];
+    char path[PATH_SIZE], driver[PATH_MAX];
 
     snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", device->host);
     if (access(path, F_OK) != 0)
         return error_set(error, ENODEV, "there is no such PCI device on this host");
-    driver_of(device, driver, sizeof(driver));
+    driver_of(device, driver);
     if (driver[0] == '\0')
         return error_set(error, ENODEV,
                          "no driver is bound to it: bind it to vfio-pci (driverctl set-override %s "
@@ -57,11 +57,11 @@ static int explain_missing(const struct vfio_device *device, struct error *error
                          device->host);
     if (strstr(driver, "vfio") == NULL)
         return error_set(error, EBUSY,
-                         "the host's driver '%s' has it: bind it to vfio-pci (driverctl "
+                         "the host's driver '%.64s' has it: bind it to vfio-pci (driverctl "
                          "set-override %s vfio-pci)",
                          driver, device->host);
     return error_set(error, ENODEV,
-                     "driver '%s' offers no character device for it: the kernel needs "
+                     "driver '%.64s' offers no character device for it: the kernel needs "
                      "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6)",
                      driver);
 }
