@@ -361,14 +361,14 @@ static int read_host_address(struct parser *parser, struct config_vfio_pci *devi
 /* Reads "DD" or "DD.F", hexadecimal. */
 static int read_slot(struct parser *parser, struct config_vfio_pci *device, const char *text)
 {
-    unsigned slot, function = 0;
+    unsigned long slot, function = 0;
     char *end;
 
     if (text == NULL)
         return 0;
-    slot = (unsigned)strtoul(text, &end, 16);
+    slot = strtoul(text, &end, 16);
     if (*end == '.' && isdigit((unsigned char)end[1]))
-        function = (unsigned)strtoul(end + 1, &end, 10);
+        function = strtoul(end + 1, &end, 10);
     if (!isxdigit((unsigned char)text[0]) || *end != '\0' || slot < 1 || slot > 31)
         return error_set(parser->error, EINVAL,
                          "-device: '%s': addr= must be a slot from 1 to 1f "
@@ -377,7 +377,7 @@ static int read_slot(struct parser *parser, struct config_vfio_pci *device, cons
     if (function != 0)
         return error_set(parser->error, EINVAL,
                          "-device: '%s': addr=%s: each device is function 0 "
-                         "of its slot; use addr=%x",
+                         "of its slot; use addr=%lx",
                          device->id, text, slot);
     device->devfn = (uint8_t)(slot << 3);
     return 0;
