@@ -229,14 +229,14 @@ static void test_bzimage_hostile(void **state)
         {HDR(kernel_alignment), 4, 0, -EINVAL},
         {HDR(kernel_alignment), 4, 0x300000, -EINVAL},
         {HDR(kernel_alignment), 4, 0x80000000, 0}, /* not used: the preferred address is free */
-        {HDR(setup_sects), 1, 0, 0}, /* means four, and there are that many */
+        {HDR(setup_sects), 1, 0, 0},               /* means four, and there are that many */
         {HDR(setup_sects), 1, 255, -EINVAL},
         {HDR(init_size), 4, 0xffffffff, -EFBIG},
         {HDR(init_size), 4, 0, 0},
         {HDR(cmdline_size), 4, 12, -EFBIG},
         {HDR(cmdline_size), 4, 13, 0},
         {HDR(cmdline_size), 4, 0xffffffff, 0},
-        {0x201, 1, 0, -EINVAL},    /* a header that ends at its magic */
+        {0x201, 1, 0, -ENOEXEC},   /* a header that ends before its magic */
         {0x201, 1, 0x61, -EINVAL}, /* a byte short of init_size' end */
         {0x201, 1, 0x62, 0},
         {0x201, 1, 0xff, 0}, /* longer than there is room for */
