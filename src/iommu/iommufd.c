@@ -86,11 +86,10 @@ static int map_error(const struct iommu_mapping *mapping, int code, struct error
                          "cannot pin %" PRIu64 " MiB of guest memory for DMA: raise the limit on "
                          "locked memory (ulimit -l) or free memory",
                          mib);
-    case EADDRINUSE:
-    case EEXIST:
+    case EINVAL:
         return error_set(error, code,
                          "cannot map %" PRIu64 " MiB at 0x%" PRIx64 " for DMA: addresses in it are "
-                         "reserved by this host's IOMMU for a device",
+                         "reserved by this host's IOMMU for a device, or beyond its reach",
                          mib, mapping->iova);
     default:
         return error_set_errno(error, code, "cannot map %" PRIu64 " MiB at 0x%" PRIx64 " for DMA",
