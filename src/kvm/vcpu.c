@@ -123,7 +123,7 @@ static bool enter_guest(struct kvm_vcpu *vcpu)
 {
     int ret = ioctl(vcpu->fd, KVM_RUN, 0);
 
-    vcpu->last_exit_ns = clock_ns();
+    __atomic_store_n(&vcpu->last_exit_ns, clock_ns(), __ATOMIC_SEQ_CST);
     if (ret == 0)
         return true;
     /* EAGAIN: an application processor that has just been started. */
@@ -143,7 +143,7 @@ static void complete_exit(struct kvm_vcpu *vcpu)
 
 static void run_guest(struct kvm_vcpu *vcpu)
 {
-    vcpu->first_entry_ns = clock_ns();
+    __atomic_store_n(&vcpu->first_entry_ns, clock_ns(), __ATOMIC_SEQ_CST);
     if (vcpu->ran_word) {
         atomic_store(vcpu->ran_word, 1);
         vcpu->ran_word = NULL;

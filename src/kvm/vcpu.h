@@ -57,8 +57,8 @@ struct kvm_vcpu {
 
     uint32_t kicked;             /**< atomic: leave the exit loop soon */
     _Atomic uint32_t *ran_word;  /**< set to 1 before the next entry into the guest, if not NULL */
-    uint64_t first_entry_ns;     /**< of the latest stretch in the guest */
-    uint64_t last_exit_ns;       /**< when the guest last stopped */
+    uint64_t first_entry_ns;     /**< atomic: of the latest stretch in the guest; 0 before the first */
+    uint64_t last_exit_ns;       /**< atomic: when the guest last stopped */
 };
 
 /** Makes a vCPU, not yet running. @param ops, mmio, pio borrowed */

@@ -53,6 +53,10 @@ int machine_create(struct machine **machine, const struct config *config, sd_eve
                    struct error *error);
 void machine_destroy(struct machine *machine);
 
+/** In MACHINE_POSTMIGRATE: lets go of everything that now belongs to another process; what remains
+ * is the definition and the status. */
+void machine_let_go(struct machine *machine);
+
 void machine_set_event_handler(struct machine *machine, machine_event_fn *handler, void *opaque);
 
 const struct config *machine_config(const struct machine *machine);

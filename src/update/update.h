@@ -59,8 +59,11 @@ typedef void update_progress_fn(void *opaque, const struct update_report *report
 struct update;
 
 /**
- * Starts handing the guest over to the process that listens at @p path. Returns at once.
- * @return 0; -EBUSY when a hand-over is under way, -EINVAL when the guest cannot be handed over now
+ * Outgoing side: starts handing the guest over to the process that listens at @p path (a unix
+ * socket; it need not exist yet, but must soon). Returns at once. The machine must stay until
+ * update_destroy().
+ * @param extra descriptors of the caller's that travel along (QMP sockets); copied
+ * @return 0, or a negative errno when not even a thread can be had
  */
 int update_start(struct update **update, struct machine *machine, const char *path,
                  const struct fdset *extra, update_progress_fn *progress, void *opaque,
@@ -71,36 +74,32 @@ int update_cancel(struct update *update, struct error *error);
 
 /** A copy of the report as it is now. */
 void update_report(struct update *update, struct update_report *report);
+
+/** Cancels what can still be cancelled, waits for the end, frees. */
 void update_destroy(struct update *update);
-
-/* The incoming side: a whole process's life, started by main.c when -incoming was given. */
-
-/**
- * Called on the main thread when everything is prepared and before the commit point: what is above
- * update/ takes its descriptors out of the set. A failure ends the hand-over and leaves the guest
- * where it is.
- * @param machine adopted, in MACHINE_INMIGRATE
- * @param fds     what nothing below has taken
- */
-typedef int update_adopt_fn(void *opaque, struct machine *machine, struct fdset *fds,
-                            struct error *error);
 
 struct update_incoming;
 
 /**
- * Listens on given->incoming_cpr and takes over the guest that arrives there. Returns at once. When
- * the hand-over fails, @p progress says so (UPDATE_FAILED) and the event loop ends; when it
- * succeeds, the loop runs on until the guest ends.
- * @param given what the command line held, compared with what arrives; borrowed until _finish()
+ * Called on the incoming side when the machine has been built and before anything is committed.
+ * @param machine belongs to the hand-over; valid until update_incoming_finish()
+ * @param extra   the descriptors that no part of the machine took; what is left is closed
+ */
+typedef int update_adopt_fn(void *opaque, struct machine *machine, struct fdset *extra,
+                            struct error *error);
+
+/**
+ * Incoming side: listens at given->incoming_cpr and takes the guest over from whoever connects.
+ * Everything happens on the event loop's thread; once a process has connected, the loop rests until
+ * the guest runs here or the hand-over has failed, in which case the loop is ended.
+ * @param given this process's command line; borrowed until update_incoming_finish()
  */
 int update_incoming_start(struct update_incoming **incoming, const struct config *given,
                           sd_event *loop, update_adopt_fn *adopt, update_progress_fn *progress,
                           void *opaque, struct error *error);
 
 /**
- * After the event loop: gives up a hand-over that is not past its commit point, destroys the
- * machine and frees everything.
- * @return 0 when the guest ran here to its end, or nobody sent one; negative with the reason for
- *         which the hand-over failed
+ * After the event loop: destroys the machine, if there is one.
+ * @return 0, or the reason why the hand-over failed
  */
 int update_incoming_finish(struct update_incoming *incoming, struct error *error);

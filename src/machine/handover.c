@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See handover.h: describing, adopting, saving and loading a whole machine, as loops over the
+ * table of parts.
+ */
+#include "machine/handover.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "machine/internal.h"
+
+#define DEFINITION_STRING_SIZE (CONFIG_CMDLINE_SIZE + 64)
+#define SECTION_OVERHEAD       512 /* id, names of fields: generous */
+
+/* --- the definition: the command line in canonical form ------------------------------------ */
+
+struct definition_option {
+    char text[DEFINITION_STRING_SIZE];
+};
+
+struct definition {
+    uint32_t count;
+    struct definition_option options[CONFIG_OPTIONS_MAX];
+};
+
+static const struct state_field option_fields[] = {
+    STATE_STRING(struct definition_option, text, 1),
+    STATE_END,
+};
+
+static const struct state_field definition_fields[] = {
+    STATE_ARRAY(struct definition, options, count, option_fields, 1),
+    STATE_END,
+};
+
+static const struct state_type definition_type = {
+    .name = "definition",
+    .version = 1,
+    .min_version = 1,
+    .size = sizeof(struct definition),
+    .fields = definition_fields,
+};
+
+static int fill_definition(struct definition *definition, char **strings, size_t count,
+                           struct error *error)
+{
+    if (count > CONFIG_OPTIONS_MAX)
+        return error_set(error, E2BIG, "the definition has %zu words, %u can be handed over", count,
+                         CONFIG_OPTIONS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        if (strlen(strings[i]) >= DEFINITION_STRING_SIZE)
+            return error_set(error, E2BIG, "option '%.40s...' is too long to be handed over",
+                             strings[i]);
+        snprintf(definition->options[i].text, DEFINITION_STRING_SIZE, "%s", strings[i]);
+    }
+    definition->count = (uint32_t)count;
+    return 0;
+}
+
+int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
+                             size_t *length, struct error *error)
+{
+    CLEANUP_FREE struct definition *definition = xcalloc(1, sizeof(*definition));
+    struct state_writer writer;
+    char **strings;
+    size_t count;
+    int ret = config_to_options(&machine->config, &strings, &count, error);
+
+    if (ret < 0)
+        return ret;
+    ret = fill_definition(definition, strings, count, error);
+    config_free_options(strings, count);
+    if (ret < 0)
+        return ret;
+    state_writer_init(&writer, bytes, capacity);
+    state_write(&writer, "definition", &definition_type, definition, true);
+    return state_writer_finish(&writer, length, error);
+}
+
+int machine_read_definition(struct config *config, const void *bytes, size_t length,
+                            struct error *error)
+{
+    CLEANUP_FREE struct definition *definition = xcalloc(1, sizeof(*definition));
+    CLEANUP_FREE struct definition *scratch = xcalloc(1, sizeof(*scratch));
+    struct state_target target = {.id = "definition",
+                                  .type = &definition_type,
+                                  .object = definition,
+                                  .scratch = scratch};
+    const char *argv[CONFIG_OPTIONS_MAX];
+    int ret = state_load(bytes, length, &target, 1, error);
+
+    if (ret < 0)
+        return ret;
+    for (uint32_t i = 0; i < definition->count; i++)
+        argv[i] = definition->options[i].text;
+    ret = config_parse(config, (int)definition->count, argv, error);
+    if (ret < 0)
+        error_prefix(error, "the running guest's definition: ");
+    return ret;
+}
+
+/* --- facts --------------------------------------------------------------------------------- */
+
+/* The sections of a facts stream, in order, for writing and for reading. */
+static size_t list_facts(const struct config *config, struct machine_facts *facts,
+                         struct state_target *targets, char (*ids)[MACHINE_STATE_ID_SIZE])
+{
+    size_t count = 0;
+
+    snprintf(ids[count], MACHINE_STATE_ID_SIZE, "cpuid");
+    targets[count++] = (struct state_target){.type = &kvm_cpuid_type, .object = &facts->cpuid};
+    for (unsigned i = 0; i < config->iommu_count; i++) {
+        snprintf(ids[count], MACHINE_STATE_ID_SIZE, "iommufd/%s", config->iommus[i].id);
+        targets[count++] =
+            (struct state_target){.type = &iommu_facts_type, .object = &facts->iommus[i]};
+    }
+    for (unsigned i = 0; i < config->device_count; i++) {
+        snprintf(ids[count], MACHINE_STATE_ID_SIZE, "vfio-pci/%s", config->devices[i].id);
+        targets[count++] =
+            (struct state_target){.type = &vfio_pci_facts_type, .object = &facts->devices[i]};
+    }
+    for (size_t i = 0; i < count; i++)
+        targets[i].id = ids[i];
+    return count;
+}
+
+#define FACTS_MAX (1 + CONFIG_IOMMUS_MAX + CONFIG_DEVICES_MAX)
+
+int machine_write_facts(const struct config *config, const struct machine_facts *facts,
+                        void *bytes, size_t capacity, size_t *length, struct error *error)
+{
+    struct state_target targets[FACTS_MAX];
+    char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
+    size_t count = list_facts(config, (struct machine_facts *)facts, targets, ids);
+    struct state_writer writer;
+
+    state_writer_init(&writer, bytes, capacity);
+    for (size_t i = 0; i < count; i++)
+        state_write(&writer, targets[i].id, targets[i].type, targets[i].object, true);
+    return state_writer_finish(&writer, length, error);
+}
+
+/* Gives every target scratch memory out of one block, which the caller frees. */
+static void *give_scratch(struct state_target *targets, size_t count)
+{
+    size_t total = 0;
+    uint8_t *block;
+
+    for (size_t i = 0; i < count; i++)
+        total += align_up(targets[i].type->size, 16);
+    block = xcalloc(1, total);
+    for (size_t i = 0, used = 0; i < count; i++) {
+        targets[i].scratch = block + used;
+        used += align_up(targets[i].type->size, 16);
+    }
+    return block;
+}
+
+int machine_read_facts(const struct config *config, struct machine_facts *facts,
+                       const void *bytes, size_t length, struct error *error)
+{
+    struct state_target targets[FACTS_MAX];
+    char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
+    size_t count = list_facts(config, facts, targets, ids);
+    CLEANUP_FREE void *scratch = give_scratch(targets, count);
+
+    return state_load(bytes, length, targets, count, error);
+}
+
+/* --- describe and adopt -------------------------------------------------------------------- */
+
+int machine_describe(struct machine *machine, struct machine_facts *facts, struct fdset *fds,
+                     struct error *error)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&machine->lock);
+    for (unsigned i = 0; ret == 0 && i < machine_part_count; i++) {
+        const struct machine_part *part = &machine_parts[i];
+
+        for (unsigned j = 0; ret == 0 && part->describe && j < part->count(machine); j++)
+            ret = part->describe(machine, j, facts, fds, error);
+    }
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+static int adopt_parts(struct machine *machine, const struct machine_source *source,
+                       struct error *error)
+{
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        const struct machine_part *part = &machine_parts[i];
+
+        for (unsigned j = 0; part->adopt && j < part->count(machine); j++) {
+            int ret = part->adopt(machine, j, source, error);
+
+            if (ret < 0)
+                return ret;
+        }
+    }
+    return 0;
+}
+
+int machine_adopt(struct machine **result, const struct config *config,
+                  const struct config *given, const struct machine_facts *facts,
+                  struct fdset *fds, sd_event *loop, struct error *error)
+{
+    const struct machine_source source = {.facts = facts, .fds = fds};
+    struct machine *machine;
+    int ret = machine_new(&machine, config, loop, error);
+
+    if (ret < 0)
+        return ret;
+    machine->status = MACHINE_INMIGRATE;
+    machine->console_given = given->given[CONFIG_OPTION_SERIAL];
+    pthread_mutex_lock(&machine->lock);
+    ret = adopt_parts(machine, &source, error);
+    pthread_mutex_unlock(&machine->lock);
+    if (ret < 0) {
+        machine_release(machine, true);
+        return ret;
+    }
+    machine_make_targets(machine);
+    machine_set_console_active(machine, false);
+    *result = machine;
+    return 0;
+}
+
+/* --- state --------------------------------------------------------------------------------- */
+
+static size_t count_sections(const struct machine *machine)
+{
+    size_t count = 0;
+
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        if (machine_parts[i].state_type)
+            count += machine_parts[i].count(machine);
+    }
+    return count;
+}
+
+static void name_section(const struct machine *machine, const struct machine_part *part,
+                         unsigned index, char id[MACHINE_STATE_ID_SIZE])
+{
+    if (part->id)
+        snprintf(id, MACHINE_STATE_ID_SIZE, "%s/%s", part->name, part->id(machine, index));
+    else
+        snprintf(id, MACHINE_STATE_ID_SIZE, "%s/%u", part->name, index);
+}
+
+void machine_make_targets(struct machine *machine)
+{
+    size_t next = 0;
+
+    machine->target_count = count_sections(machine);
+    machine->targets = xcalloc(machine->target_count, sizeof(*machine->targets));
+    machine->target_ids = xcalloc(machine->target_count, sizeof(*machine->target_ids));
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        const struct machine_part *part = &machine_parts[i];
+
+        for (unsigned j = 0; part->state_type && j < part->count(machine); j++, next++) {
+            name_section(machine, part, j, machine->target_ids[next]);
+            machine->targets[next] = (struct state_target){.id = machine->target_ids[next],
+                                                           .type = part->state_type,
+                                                           .object = part->state(machine, j)};
+        }
+    }
+    machine->target_scratch = give_scratch(machine->targets, machine->target_count);
+}
+
+/* Encoding adds a little to every element of an array (its keys): twice the size is ample for the
+ * arrays that there are, and what does not fit is an error in the rehearsal. */
+size_t machine_state_capacity(const struct config *config)
+{
+    size_t capacity = 64 * KIB;
+
+    capacity += config->cpus * (3 * kvm_vcpu_state_type.size + SECTION_OVERHEAD);
+    capacity += config->device_count * (4 * vfio_pci_state_type.size + SECTION_OVERHEAD);
+    return align_up(capacity, PAGE_SIZE);
+}
+
+static int save_parts(struct machine *machine, struct error *error)
+{
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        int ret = machine_parts[i].save ? machine_parts[i].save(machine, error) : 0;
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *length,
+                 struct error *error)
+{
+    struct state_writer writer;
+    int ret = save_parts(machine, error);
+
+    if (ret < 0)
+        return ret;
+    state_writer_init(&writer, bytes, capacity);
+    pthread_mutex_lock(&machine->lock);
+    for (size_t i = 0; i < machine->target_count; i++)
+        state_write(&writer, machine->targets[i].id, machine->targets[i].type,
+                    machine->targets[i].object, true);
+    pthread_mutex_unlock(&machine->lock);
+    return state_writer_finish(&writer, length, error);
+}
+
+static int apply_parts(struct machine *machine, struct error *error)
+{
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        int ret = machine_parts[i].apply ? machine_parts[i].apply(machine, error) : 0;
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+int machine_load(struct machine *machine, const void *bytes, size_t length, struct error *error)
+{
+    int ret;
+
+    pthread_mutex_lock(&machine->lock);
+    ret = state_load(bytes, length, machine->targets, machine->target_count, error);
+    if (ret == 0)
+        ret = apply_parts(machine, error);
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+/* --- the guest's life ---------------------------------------------------------------------- */
+
+static void set_status(struct machine *machine, enum machine_status status)
+{
+    __atomic_store_n(&machine->status, status, __ATOMIC_SEQ_CST);
+}
+
+int machine_pause_for_switch(struct machine *machine, struct error *error)
+{
+    pthread_mutex_lock(&machine->life);
+    if (machine->status != MACHINE_RUNNING && machine->status != MACHINE_PAUSED &&
+        machine->status != MACHINE_PRELAUNCH) {
+        error_set(error, ESHUTDOWN, "the guest is in state '%s'",
+                  machine_status_name(machine->status));
+        pthread_mutex_unlock(&machine->life);
+        return -ESHUTDOWN;
+    }
+    machine->state.running = machine->status == MACHINE_RUNNING;
+    kvm_vcpus_pause(machine->vcpus, machine->vcpu_count);
+    set_status(machine, MACHINE_FINISH_MIGRATE);
+    return 0;
+}
+
+void machine_undo_pause(struct machine *machine)
+{
+    if (machine->state.running)
+        kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
+    set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
+    pthread_mutex_unlock(&machine->life);
+    /* Requests that came in the meantime were left for later. */
+    machine_post_request(machine, 0);
+}
+
+void machine_handed_over(struct machine *machine)
+{
+    set_status(machine, MACHINE_POSTMIGRATE);
+    pthread_mutex_unlock(&machine->life);
+    if (machine->state.running)
+        machine_post_event(machine, MACHINE_EVENT_STOP);
+}
+
+void machine_run_adopted(struct machine *machine, _Atomic uint32_t *ran)
+{
+    machine->state.generation++;
+    if (!machine->state.running) {
+        atomic_store(ran, 1);
+        set_status(machine, MACHINE_PAUSED);
+        return;
+    }
+    for (unsigned i = 0; i < machine->vcpu_count; i++)
+        machine->vcpus[i].ran_word = ran;
+    kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
+    set_status(machine, MACHINE_RUNNING);
+    machine_post_event(machine, MACHINE_EVENT_RESUME);
+    machine_post_request(machine, 0);
+}
+
+void machine_vcpu_times(const struct machine *machine, unsigned index, uint64_t *last_exit_ns,
+                        uint64_t *first_entry_ns)
+{
+    const struct kvm_vcpu *vcpu = &machine->vcpus[index];
+
+    *last_exit_ns = __atomic_load_n(&vcpu->last_exit_ns, __ATOMIC_SEQ_CST);
+    *first_entry_ns = __atomic_load_n(&vcpu->first_entry_ns, __ATOMIC_SEQ_CST);
+}
+
+sd_event *machine_loop(const struct machine *machine)
+{
+    return machine->loop;
+}
+
+uint32_t machine_generation(const struct machine *machine)
+{
+    return machine->state.generation;
+}
+
+bool machine_was_running(const struct machine *machine)
+{
+    return machine->state.running;
+}
+
+int machine_set_delivery(struct machine *machine, enum kvm_irq_delivery delivery,
+                         struct error *error)
+{
+    int ret;
+
+    pthread_mutex_lock(&machine->lock);
+    ret = kvm_irqs_set_delivery(&machine->vm, delivery, error);
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+int machine_take_ownership(struct machine *machine, struct error *error)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&machine->lock);
+    for (unsigned i = 0; ret == 0 && i < machine->config.iommu_count; i++)
+        ret = iommu_take_ownership(machine->iommus[i], error);
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+int machine_probe_ownership(struct machine *machine, struct error *error)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&machine->lock);
+    for (unsigned i = 0; ret == 0 && i < machine->config.iommu_count; i++)
+        ret = iommu_probe_ownership(machine->iommus[i], error);
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+void machine_set_console_active(struct machine *machine, bool active)
+{
+    pthread_mutex_lock(&machine->lock);
+    chardev_set_active(machine->console, active);
+    pthread_mutex_unlock(&machine->lock);
+}

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a hand-over does with a machine; used by update/ only. The outgoing side calls these on the
+ * thread of the hand-over while the main thread lives on, the incoming side on its main thread.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <systemd/sd-event.h>
+
+#include "base/error.h"
+#include "base/fdset.h"
+#include "iommu/iommu.h"
+#include "kvm/cpuid.h"
+#include "kvm/irq.h"
+#include "machine/config.h"
+#include "machine/machine.h"
+#include "state/state.h"
+#include "vfio/pci.h"
+
+/** What every part must know to be adopted, beyond the definition. */
+struct machine_facts {
+    struct kvm_cpuid_table cpuid;
+    struct iommu_facts iommus[CONFIG_IOMMUS_MAX];
+    struct vfio_pci_facts devices[CONFIG_DEVICES_MAX];
+};
+
+/* --- descriptions -------------------------------------------------------------------------- */
+
+/** Collects facts and descriptors of every part. The guest may run. */
+int machine_describe(struct machine *machine, struct machine_facts *facts, struct fdset *fds,
+                     struct error *error);
+
+/** Writes definition, or facts, as a stream of state sections. */
+int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
+                             size_t *length, struct error *error);
+int machine_write_facts(const struct config *config, const struct machine_facts *facts,
+                        void *bytes, size_t capacity, size_t *length, struct error *error);
+
+/** Reads them back; hostile input. */
+int machine_read_definition(struct config *config, const void *bytes, size_t length,
+                            struct error *error);
+int machine_read_facts(const struct config *config, struct machine_facts *facts,
+                       const void *bytes, size_t length, struct error *error);
+
+/**
+ * Builds a machine out of what another process has described, in MACHINE_INMIGRATE, interrupts
+ * held.
+ * @param config the definition, with this process's own host side (serial) in place
+ * @param given  this process's command line: which of the host side is its own
+ */
+int machine_adopt(struct machine **machine, const struct config *config,
+                  const struct config *given, const struct machine_facts *facts,
+                  struct fdset *fds, sd_event *loop, struct error *error);
+
+/* --- state --------------------------------------------------------------------------------- */
+
+/** @return bytes that the state of this machine never exceeds. */
+size_t machine_state_capacity(const struct config *config);
+
+/** Reads the state of all parts and writes it as a stream. The guest may run (a rehearsal). */
+int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *length,
+                 struct error *error);
+
+/** Loads a stream into all parts. All or nothing as far as checks go. The guest does not run. */
+int machine_load(struct machine *machine, const void *bytes, size_t length, struct error *error);
+
+/* --- the guest's life ---------------------------------------------------------------------- */
+
+/**
+ * Outgoing: stops the guest for the switch. From here to machine_undo_pause() or
+ * machine_handed_over() nobody else can change its life.
+ * @return 0, or -ESHUTDOWN when the guest has powered off or failed meanwhile
+ */
+int machine_pause_for_switch(struct machine *machine, struct error *error);
+
+/** Outgoing: the guest goes on here as before. */
+void machine_undo_pause(struct machine *machine);
+
+/** Outgoing: the guest runs elsewhere now; MACHINE_POSTMIGRATE. */
+void machine_handed_over(struct machine *machine);
+
+/** Incoming: lets the guest run, or be paused, as it was; sets @p ran before its first
+ * instruction. @param ran must stay valid until machine_release() */
+void machine_run_adopted(struct machine *machine, _Atomic uint32_t *ran);
+
+/** Times of each vCPU: latest exit from and entry into the guest, CLOCK_MONOTONIC ns. */
+void machine_vcpu_times(const struct machine *machine, unsigned index, uint64_t *last_exit_ns,
+                        uint64_t *first_entry_ns);
+
+/** The event loop, borrowed. */
+sd_event *machine_loop(const struct machine *machine);
+
+/** @return how many hand-overs the guest has behind it */
+uint32_t machine_generation(const struct machine *machine);
+
+/** @return whether the guest was running when its state was last saved or loaded */
+bool machine_was_running(const struct machine *machine);
+
+/** Changes how interrupts of passed-through devices reach the guest, see kvm/irq.h. */
+int machine_set_delivery(struct machine *machine, enum kvm_irq_delivery delivery,
+                         struct error *error);
+
+/** Makes this process the owner of all DMA mappings; or tells whether that would work. */
+int machine_take_ownership(struct machine *machine, struct error *error);
+int machine_probe_ownership(struct machine *machine, struct error *error);
+
+/** Input of the console: off while the guest changes hands. */
+void machine_set_console_active(struct machine *machine, bool active);
+
+/** Destroys it. @param handed_over its devices and descriptors live on in another process */
+void machine_release(struct machine *machine, bool handed_over);
