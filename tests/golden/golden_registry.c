@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The list of state types. Used by test_golden.c.
+ */
+#include "golden_registry.h"
+
+#include "base/util.h"
+#include "devices/chardev.h"
+#include "devices/power.h"
+#include "devices/serial.h"
+#include "iommu/iommu.h"
+#include "kvm/cpuid.h"
+#include "kvm/vcpu_state.h"
+#include "kvm/vm.h"
+#include "pci/host.h"
+#include "vfio/pci.h"
+
+static const struct golden_override vcpu[] = {{"xsave", 4096}, {"nested", 0}, {0}};
+static const struct golden_override cpuid[] = {{"entries", 3 * sizeof(struct kvm_cpuid_entry2)},
+                                               {0}};
+static const struct golden_override pci_host[] = {{"config_address", 0x80001234}, {0}};
+static const struct golden_override iommu[] = {
+    {"iova", 0, 0x100000}, {"size", 0x10000}, {"offset", 0x1000, 0x1000}, {0}};
+static const struct golden_override vfio[] = {{"msi.control", 1},
+                                              {"msi.address", 0xfee01000},
+                                              {"msix.control", 0x8000},
+                                              {"address", 0xfee00000, 0x1000},
+                                              {"armed_index", 2},
+                                              {"armed", 0},
+                                              {0}};
+static const struct golden_override serial[] = {{"fcr", 0x81}, {"errors", 0x02}, {0}};
+static const struct golden_override power[] = {
+    {"status", 0x100}, {"enable", 0x20}, {"control", 0x1c00}, {0}};
+
+const struct golden_type golden_types[] = {
+    {&kvm_vm_state_type, NULL},   {&kvm_clock_state_type, NULL},    {&kvm_cpuid_type, cpuid},
+    {&kvm_vcpu_state_type, vcpu}, {&pci_host_state_type, pci_host}, {&iommu_facts_type, iommu},
+    {&vfio_pci_facts_type, NULL}, {&vfio_pci_state_type, vfio},     {&serial_state_type, serial},
+    {&chardev_state_type, NULL},  {&power_state_type, power},
+};
+const size_t golden_type_count = ARRAY_SIZE(golden_types);
