@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -676,6 +677,29 @@ static void test_race_for_a_stale_socket(void **state)
     pthread_barrier_destroy(&start);
 }
 
+static void *unlock_soon(void *opaque)
+{
+    usleep(SHORT_MS * 1000);
+    flock(*(int *)opaque, LOCK_UN);
+    return NULL;
+}
+
+/* Whoever replaces a stale socket waits for the one who is about to do so. */
+static void test_replacing_takes_turns(void **state)
+{
+    struct world *world = *state;
+    CLEANUP_CLOSE int directory = open(world->directory, O_RDONLY | O_DIRECTORY);
+    uint64_t start = clock_ns();
+    pthread_t thread;
+
+    leave_stale(world, SOCK_SEQPACKET);
+    assert_int_equal(flock(directory, LOCK_EX), 0);
+    assert_int_equal(pthread_create(&thread, NULL, unlock_soon, &directory), 0);
+    expect(world, channel_listen(&world->listener, world->path, &world->error), 0, "");
+    assert_true(clock_ns() - start >= SHORT_MS * UINT64_C(1000000));
+    pthread_join(thread, NULL);
+}
+
 static void test_paths(void **state)
 {
     struct world *world = *state;
@@ -803,6 +827,7 @@ int main(void)
         CASE(test_other_files_are_left_alone),
         CASE(test_close_removes_only_its_own),
         CASE(test_race_for_a_stale_socket),
+        CASE(test_replacing_takes_turns),
         CASE(test_paths),
         CASE(test_connect_to_something_else),
         CASE(test_connect_timeout),
