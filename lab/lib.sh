@@ -114,7 +114,8 @@ parse_option() {
 # A directory of this run: control share, kernel log, blank drives, results that nobody keeps.
 make_run_directory() {
 	mkdir -p "$LAB_CACHE/logs"
-	RUN=$(mktemp -d "${TMPDIR:-/tmp}/baton-lab.XXXXXX")
+	remove_stale_runs
+	RUN=$(mktemp -d "${TMPDIR:-/tmp}/baton-lab.$$.XXXXXX")
 	mkdir "$RUN/control" "$RUN/drives"
 	if [[ $results ]]; then
 		mkdir -p "$results"
@@ -125,11 +126,20 @@ make_run_directory() {
 	fi
 }
 
+# A run that was killed outright (SIGKILL) could not remove its directory.
+remove_stale_runs() {
+	local path pid
+	for path in "${TMPDIR:-/tmp}"/baton-lab.*.*; do
+		pid=${path##*/baton-lab.}
+		[[ ! -O $path || -e /proc/${pid%%.*} ]] || rm -rf "$path"
+	done
+}
+
 # What L1 runs: environment and a function, as a bash file in the control share.
 write_command() { # WORD...
 	{
 		echo "export BATON=/baton/build/baton KERNEL=/lab-cache/bzImage VMLINUX=/lab-cache/vmlinux"
-		echo "export INITRD=/lab-cache/guest-initrd.cpio.gz RESULTS=/results PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1"
+		echo "export INITRD=/lab-cache/guest-initrd.cpio RESULTS=/results PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1"
 		local pair
 		for pair in "${environment[@]}"; do
 			[[ $pair =~ ^[A-Za-z_][A-Za-z_0-9]*= ]] || die "--env: '$pair' is not NAME=VALUE"
