@@ -74,6 +74,12 @@ struct vfio_pci {
     unsigned vector_count;
 };
 
+/**
+ * What create and adopt have in common before there are vectors: asks the kernel, maps BARs and
+ * changes nothing. The device is open, bound and attached.
+ */
+int vfio_pci_examine(struct vfio_pci *device, struct error *error);
+
 /** Reads the function's configuration space and works out what of it the guest sees. */
 int vfio_config_init(struct vfio_pci *device, struct error *error);
 extern const struct pci_config_ops vfio_config_ops;

@@ -220,9 +220,7 @@ static int init_bars(struct vfio_pci *device, struct error *error)
     return 0;
 }
 
-/* What create and adopt have in common before there are vectors: asks the kernel, changes nothing.
- * The device is open, bound and attached. */
-static int examine(struct vfio_pci *device, struct error *error)
+int vfio_pci_examine(struct vfio_pci *device, struct error *error)
 {
     int result = vfio_device_query(&device->device, error);
 
@@ -276,7 +274,7 @@ int vfio_pci_create(struct vfio_pci **device, const struct vfio_pci_config *conf
     int result = open_and_attach(new, error);
 
     if (result == 0)
-        result = examine(new, error);
+        result = vfio_pci_examine(new, error);
     if (result == 0)
         result = vfio_vectors_create(new, error);
     if (result == 0)
@@ -303,7 +301,7 @@ static int adopt_descriptors(struct vfio_pci *device, const struct vfio_pci_fact
     result = vfio_device_check_identity(&device->device, error);
     if (result < 0)
         return vfio_device_error(&device->device, error);
-    result = examine(device, error);
+    result = vfio_pci_examine(device, error);
     if (result == 0)
         result = vfio_vectors_adopt(device, fds, error);
     if (result == 0 && device->vector_count != facts->vector_count) {
