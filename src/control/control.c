@@ -219,6 +219,7 @@ static void leave(struct control *control)
 {
     control->handed_over = true;
     qmp_release(control->qmp);
+    machine_let_go(control->machine);
     if (qmp_client_count(control->qmp) == 0)
         sd_event_exit(control->loop, 0);
 }
