@@ -68,7 +68,7 @@ int iommu_take_ownership(struct iommu *iommu, struct error *error);
 /**
  * Tells whether iommu_take_ownership() would work, without doing it. The two sides can check
  * different things, so a rehearsal asks both: the owner, whether every mapping is by file; a
- * process that has adopted, whether the kernel knows the call and the limit on locked memory has
- * room.
+ * process that has adopted, whether the kernel knows the call; and both, whether their limits on
+ * locked memory have room, for taking over and for taking back.
  */
 int iommu_probe_ownership(struct iommu *iommu, struct error *error);

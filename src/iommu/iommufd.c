@@ -19,6 +19,9 @@
  *  - called by the process that owns everything already it charges nothing and replaces each
  *    reference to the process by the same one.
  *
+ * So a process that lacks CAP_IPC_LOCK needs a limit of twice the guest's memory, the new one to
+ * take the mappings and the old one to take them back when the hand-over is undone.
+ *
  * The last point makes it a probe for the owner: the real code runs, over the real mappings, with
  * no effect. For a process that does not own them it would be the real thing, so that one asks with
  * a reserved field set: a kernel that knows the call says EOPNOTSUPP, one that does not ENOTTY.
@@ -217,7 +220,7 @@ static int check_memory_limit(const struct iommu *iommu, struct error *error)
         return 0;
     for (uint32_t i = 0; i < facts->mapping_count; i++)
         total += facts->mappings[i].size;
-    if (facts->owner_uid == (uint32_t)getuid())
+    if (iommu->owner || facts->owner_uid == (uint32_t)getuid())
         total *= 2;
     if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= total)
         return 0;
@@ -232,9 +235,11 @@ static int iommufd_probe_ownership(struct iommu *iommu, struct error *error)
 {
     struct uapi_ioas_change_process change = {.size = sizeof(change)};
 
-    if (iommu->owner)
-        return iommufd_take_ownership(iommu, error); /* changes nothing for the owner */
+    if (iommu->owner) { /* changes nothing for the owner, who may have to take them back later */
+        int result = iommufd_take_ownership(iommu, error);
 
+        return result < 0 ? result : check_memory_limit(iommu, error);
+    }
     change.reserved = 1;
     if (ioctl(iommu->fd, UAPI_IOAS_CHANGE_PROCESS, &change) == 0)
         return error_set(error, EPROTO, "this kernel ignores a reserved field");

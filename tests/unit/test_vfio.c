@@ -716,6 +716,58 @@ static void test_state_check(void **state)
     assert_int_equal(vfio_pci_state_type.check(&s, &error), -EINVAL);
 }
 
+/* Through bytes and back, with the largest table that there is. */
+static void test_state_round_trip(void **state)
+{
+    static struct vfio_pci_state s, loaded, scratch;
+    static uint8_t bytes[256 * 1024];
+    struct state_target target = {
+        .id = "vfio/dev", .type = &vfio_pci_state_type, .object = &loaded, .scratch = &scratch};
+    struct state_writer writer;
+    struct error error = {0};
+    size_t length;
+
+    memset(&s, 0, sizeof(s));
+    memset(&loaded, 0, sizeof(loaded));
+    s.command = 0x407;
+    s.power = 3;
+    s.mapped = 0x41;
+    for (unsigned i = 0; i < PCI_BARS_ALL; i++)
+        s.bars.registers[i] = 0xc0000000 + i;
+    s.msi = (struct pci_msi_state){.address = 0xfee01000, .data = 0x55, .mask = 3};
+    s.msix.control = PCI_MSIX_FLAGS_ENABLE;
+    s.msix.count = PCI_MSIX_VECTORS_MAX;
+    for (unsigned i = 0; i < PCI_MSIX_VECTORS_MAX; i++)
+        s.msix.entries[i] = (struct pci_msix_entry){UINT64_MAX - 3 - 4 * i, UINT32_MAX - i, i & 1};
+    s.armed_index = VFIO_ARMED_MSIX;
+    memset(s.armed, 0xa5, sizeof(s.armed));
+    state_writer_init(&writer, bytes, sizeof(bytes));
+    state_write(&writer, "vfio/dev", &vfio_pci_state_type, &s, true);
+    assert_int_equal(state_writer_finish(&writer, &length, &error), 0);
+    assert_int_equal(state_load(bytes, length, &target, 1, &error), 0);
+    assert_memory_equal(&loaded, &s, sizeof(s));
+}
+
+static void test_iommu_facts_check(void **state)
+{
+    struct iommu_facts facts = {.id = "io", .mapping_count = 2};
+    struct error error = {0};
+
+    facts.mappings[0] = (struct iommu_mapping){.iova = 0, .size = 0x10000};
+    facts.mappings[1] = (struct iommu_mapping){.iova = 0x10000, .size = 0x1000, .offset = 0x10000};
+    assert_int_equal(iommu_facts_type.check(&facts, &error), 0);
+    facts.mappings[1].iova = 0xf000; /* overlaps */
+    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
+    facts.mappings[1].iova = 0x10800; /* not a page */
+    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
+    facts.mappings[1].iova = UINT64_MAX - 0xfff; /* wraps */
+    facts.mappings[1].size = 0x2000;
+    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
+    facts.mapping_count = 1;
+    facts.id[0] = '\0';
+    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
+}
+
 static void test_adopt_checks_descriptor(void **state)
 {
     struct fixture *f = *state;
@@ -763,6 +815,8 @@ int main(void)
         TEST(test_apply),
         TEST(test_apply_refuses),
         TEST(test_state_check),
+        TEST(test_state_round_trip),
+        TEST(test_iommu_facts_check),
         TEST(test_adopt_checks_descriptor),
         TEST(test_open_names_the_device),
     };
