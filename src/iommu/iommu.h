@@ -55,7 +55,11 @@ void iommu_destroy(struct iommu *iommu);
 int iommu_map_file(struct iommu *iommu, uint64_t iova, uint64_t size, int fd, uint64_t offset,
                    struct error *error);
 
-/** Binds a VFIO device descriptor to the iommufd and attaches it. @param devid out: iommufd's id */
+/**
+ * Binds a VFIO device descriptor to the iommufd and attaches it.
+ * @param device name for messages
+ * @param devid  out: iommufd's id
+ */
 int iommu_attach(struct iommu *iommu, int device_fd, const char *device, uint32_t *devid,
                  struct error *error);
 

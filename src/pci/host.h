@@ -31,8 +31,7 @@ struct pci_function {
 };
 
 /** Makes the host bridge (its own function is 00:00.0) and claims ECAM and the two ports. */
-int pci_host_create(struct pci_host **host, struct bus *mmio, struct bus *pio,
-                    struct error *error);
+int pci_host_create(struct pci_host **host, struct bus *mmio, struct bus *pio, struct error *error);
 void pci_host_destroy(struct pci_host *host);
 
 /** Puts a function on the bus. @return 0, or -EBUSY when the slot is taken (by whom is named) */
