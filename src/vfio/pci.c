@@ -259,12 +259,13 @@ static struct vfio_pci *allocate(const struct vfio_pci_config *config,
 
 static int open_and_attach(struct vfio_pci *device, struct error *error)
 {
+    char label[VFIO_ID_SIZE + VFIO_HOST_SIZE + 4];
     int result = vfio_device_open(&device->device, error);
 
     if (result < 0)
         return result;
-    return iommu_attach(device->parents.iommu, device->device.fd, device->device.id, &device->devid,
-                        error);
+    snprintf(label, sizeof(label), "%s (%s)", device->device.id, device->device.host);
+    return iommu_attach(device->parents.iommu, device->device.fd, label, &device->devid, error);
 }
 
 int vfio_pci_create(struct vfio_pci **device, const struct vfio_pci_config *config,
