@@ -2,7 +2,8 @@
  *
  * What a baton-1.0 machine tells ACPI about itself, apart from what depends on its configuration:
  * acpi.c puts the processors and the place of the 64-bit PCI window (\_SB.M64B, \_SB.M64L) into an
- * SSDT. Addresses are those of memory/layout.h; test_boot compares them.
+ * SSDT. Addresses are those of memory/layout.h; test_boot compares them. There is no _PRT, since
+ * there are no INTx interrupts to route.
  */
 DefinitionBlock ("", "DSDT", 2, "BATON ", "BATON10 ", 1)
 {
@@ -20,7 +21,6 @@ DefinitionBlock ("", "DSDT", 2, "BATON ", "BATON10 ", 1)
             Name (_UID, 0)
             Name (_SEG, 0)
             Name (_BBN, 0)
-            Name (_PRT, Package () {}) /* no INTx */
 
             Name (FIXR, ResourceTemplate ()
             {
