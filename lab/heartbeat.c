@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define DEFAULT_PHYSICAL_ADDRESS 0x8000000ull
@@ -44,6 +45,7 @@ int main(int argc, char **argv)
 			(unsigned long long)physical, strerror(errno));
 		return 1;
 	}
+	(void)setpriority(PRIO_PROCESS, 0, -20);  // only root may; without it the count is merely less steady
 	for (;;)
 		++*counter;
 }

@@ -181,6 +181,7 @@ machine_command() {
 		MACHINE+=(-msg timestamp=on -D "$results/trace.log" -trace "$trace")
 	fi
 	local i
+	[[ ${#devices[@]} -le 15 ]] || die "--device: 15 devices at most"
 	for i in "${!devices[@]}"; do
 		passed_device "$i" "${devices[i]}"
 	done
@@ -243,6 +244,7 @@ add_drive() { # INDEX SIZE ('' for the root file system)
 
 NICS=0
 add_cable() { # INDEX
+	[[ $NICS -lt 8 ]] || die "--device: 8 NICs at most"
 	MACHINE+=(
 		-netdev "hubport,id=net$1,hubid=$1" -netdev "hubport,id=peer$1,hubid=$1"
 		-device "virtio-net-pci,netdev=peer$1,mac=$(mac $NICS 70),addr=$(printf '%x' $((NICS + 8)))"

@@ -32,6 +32,7 @@ struct silence {
 
 struct watch {
 	uint64_t threshold;
+	uint64_t rest;  // ns of sleep between polls
 	struct silence longest;
 	struct silence *list;
 	size_t n_list, n_over;
@@ -100,6 +101,14 @@ static void record(struct watch *w, const struct silence *s)
 	w->n_over++;
 }
 
+static void rest(uint64_t ns)
+{
+	if (ns == 0)
+		return;
+	struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+	nanosleep(&t, NULL);
+}
+
 static void watch_counter(struct watch *w, const volatile uint64_t *counter, uint64_t deadline)
 {
 	uint64_t value = *counter, previous = now_ns();
@@ -121,6 +130,7 @@ static void watch_counter(struct watch *w, const volatile uint64_t *counter, uin
 		}
 		s.end = now;
 		previous = now;
+		rest(w->rest);
 	}
 	s.after = s.end;
 	record(w, &s);
@@ -148,9 +158,10 @@ static void print_report(const struct watch *w)
 }
 
 static const char usage_text[] =
-	"usage: observer [--seconds N] [--threshold-ns N] PID FD OFFSET\n"
+	"usage: observer [--seconds N] [--threshold-ns N] [--rest-ns N] PID FD OFFSET\n"
 	"Watches the 64-bit counter at OFFSET of the file that PID has open as FD, until SIGTERM or SIGINT or for N seconds,\n"
 	"then prints its longest silence, and every silence of at least the threshold (default 1000000 ns), as JSON.\n"
+	"--rest-ns is for how long to sleep between polls: 0, the default, keeps one processor busy.\n"
 	"Times are CLOCK_MONOTONIC nanoseconds. Prints 'observing' on standard error once it watches.\n";
 
 int main(int argc, char **argv)
@@ -158,6 +169,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{"seconds", required_argument, NULL, 's'},
 		{"threshold-ns", required_argument, NULL, 't'},
+		{"rest-ns", required_argument, NULL, 'r'},
 		{"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0},
 	};
@@ -165,13 +177,16 @@ int main(int argc, char **argv)
 	uint64_t seconds = 0;
 	int option;
 
-	while ((option = getopt_long(argc, argv, "s:t:h", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "s:t:r:h", options, NULL)) != -1) {
 		switch (option) {
 		case 's':
 			seconds = number(optarg, "--seconds");
 			break;
 		case 't':
 			w.threshold = number(optarg, "--threshold-ns");
+			break;
+		case 'r':
+			w.rest = number(optarg, "--rest-ns");
 			break;
 		case 'h':
 			fputs(usage_text, stdout);
