@@ -179,7 +179,7 @@ int machine_describe(struct machine *machine, struct machine_facts *facts, struc
 
     pthread_mutex_lock(&machine->lock);
     for (unsigned i = 0; ret == 0 && i < machine_part_count; i++) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = 0; ret == 0 && part->describe && j < part->count(machine); j++)
             ret = part->describe(machine, j, facts, fds, error);
@@ -192,7 +192,7 @@ static int adopt_parts(struct machine *machine, const struct machine_source *sou
                        struct error *error)
 {
     for (unsigned i = 0; i < machine_part_count; i++) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = 0; part->adopt && j < part->count(machine); j++) {
             int ret = part->adopt(machine, j, source, error);
@@ -236,8 +236,8 @@ static size_t count_sections(const struct machine *machine)
     size_t count = 0;
 
     for (unsigned i = 0; i < machine_part_count; i++) {
-        if (machine_parts[i].state_type)
-            count += machine_parts[i].count(machine);
+        if (machine_parts[i]->state_type)
+            count += machine_parts[i]->count(machine);
     }
     return count;
 }
@@ -259,7 +259,7 @@ void machine_make_targets(struct machine *machine)
     machine->targets = xcalloc(machine->target_count, sizeof(*machine->targets));
     machine->target_ids = xcalloc(machine->target_count, sizeof(*machine->target_ids));
     for (unsigned i = 0; i < machine_part_count; i++) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = 0; part->state_type && j < part->count(machine); j++, next++) {
             name_section(machine, part, j, machine->target_ids[next]);
@@ -285,7 +285,7 @@ size_t machine_state_capacity(const struct config *config)
 static int save_parts(struct machine *machine, struct error *error)
 {
     for (unsigned i = 0; i < machine_part_count; i++) {
-        int ret = machine_parts[i].save ? machine_parts[i].save(machine, error) : 0;
+        int ret = machine_parts[i]->save ? machine_parts[i]->save(machine, error) : 0;
 
         if (ret < 0)
             return ret;
@@ -313,7 +313,7 @@ int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *
 static int apply_parts(struct machine *machine, struct error *error)
 {
     for (unsigned i = 0; i < machine_part_count; i++) {
-        int ret = machine_parts[i].apply ? machine_parts[i].apply(machine, error) : 0;
+        int ret = machine_parts[i]->apply ? machine_parts[i]->apply(machine, error) : 0;
 
         if (ret < 0)
             return ret;

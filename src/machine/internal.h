@@ -94,7 +94,7 @@ struct machine_source {
 };
 
 /**
- * One row of the table of parts, in build order, which is also the order in the state stream.
+ * One part, of which machine_parts[] has all in build order, also the order in the state stream.
  * A part that a machine can have several of is called once per index; one that a hand-over does
  * not carry has no describe or state.
  */
@@ -122,8 +122,16 @@ struct machine_part {
     int (*apply)(struct machine *machine, struct error *error);
 };
 
-extern const struct machine_part machine_parts[];
+/** Every part, in build order. */
+extern const struct machine_part *const machine_parts[];
 extern const unsigned machine_part_count;
+
+extern const struct machine_part machine_part_own, machine_part_files, machine_part_ram,
+    machine_part_vm, machine_part_vcpu, machine_part_clock, machine_part_pci, machine_part_console,
+    machine_part_serial, machine_part_power, machine_part_iommufd, machine_part_vfio_pci;
+
+/** The count of a part that every machine has exactly once. */
+unsigned machine_one(const struct machine *machine);
 
 /** Makes the table of what a state stream is loaded into. The machine is complete. */
 void machine_make_targets(struct machine *machine);

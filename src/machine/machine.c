@@ -197,7 +197,7 @@ void machine_quit(struct machine *machine)
 static int reset_parts(struct machine *machine, struct error *error)
 {
     for (unsigned i = machine_part_count; i-- > 0;) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = 0; part->reset && j < part->count(machine); j++) {
             int ret = part->reset(machine, j, error);
@@ -338,7 +338,7 @@ int machine_new(struct machine **result, const struct config *config, sd_event *
 static void destroy_parts(struct machine *machine, bool handed_over)
 {
     for (unsigned i = machine_part_count; i-- > 0;) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = part->count(machine); part->destroy && j-- > 0;)
             part->destroy(machine, j, handed_over);
@@ -387,7 +387,7 @@ void machine_destroy(struct machine *machine)
 static int create_parts(struct machine *machine, struct error *error)
 {
     for (unsigned i = 0; i < machine_part_count; i++) {
-        const struct machine_part *part = &machine_parts[i];
+        const struct machine_part *part = machine_parts[i];
 
         for (unsigned j = 0; part->create && j < part->count(machine); j++) {
             int ret = part->create(machine, j, error);

@@ -105,7 +105,9 @@ static int load(struct update_incoming *incoming, struct error *error)
  * switch fails here, and whatever can be made ready has been made ready by it. */
 int incoming_rehearse(struct update_incoming *incoming, struct error *error)
 {
-    return load(incoming, error);
+    int ret = load(incoming, error);
+
+    return ret < 0 ? ret : machine_probe_ownership(incoming->machine, error);
 }
 
 int incoming_quiesce(struct update_incoming *incoming, struct error *error)

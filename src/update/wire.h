@@ -75,7 +75,7 @@ struct wire_shared {
 };
 
 #define WIRE_DESCRIPTION_OFFSET 4096u
-#define WIRE_DESCRIPTION_SIZE   (2048u * 1024u)
+#define WIRE_DESCRIPTION_SIZE   (256u * 1024u)
 #define WIRE_STATE_OFFSET       (WIRE_DESCRIPTION_OFFSET + WIRE_DESCRIPTION_SIZE)
 
 struct wire_memory {

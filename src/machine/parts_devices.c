@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Parts of a machine: the devices. See machine_parts[] for their order and internal.h for what each
+ * function is.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "machine/internal.h"
+#include "memory/layout.h"
+
+/* --- PCI host bridge ----------------------------------------------------------------------- */
+
+static int pci_create(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    return pci_host_create(&machine->pci, machine->mmio, machine->pio, error);
+}
+
+static int pci_adopt(struct machine *machine, unsigned index, const struct machine_source *source,
+                     struct error *error)
+{
+    (void)source;
+    return pci_create(machine, index, error);
+}
+
+static void pci_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    (void)index;
+    (void)handed_over;
+    if (machine->pci)
+        pci_host_destroy(machine->pci);
+}
+
+static int pci_reset(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    (void)error;
+    pci_host_reset(machine->pci);
+    return 0;
+}
+
+static void *pci_state(struct machine *machine, unsigned index)
+{
+    (void)index;
+    return pci_host_state(machine->pci);
+}
+
+const struct machine_part machine_part_pci = {
+    .name = "pci",
+    .count = machine_one,
+    .create = pci_create,
+    .adopt = pci_adopt,
+    .destroy = pci_destroy,
+    .reset = pci_reset,
+    .state_type = &pci_host_state_type,
+    .state = pci_state,
+};
+
+/* --- console: back end and serial port ----------------------------------------------------- */
+
+static int console_create(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    return chardev_create(&machine->console, "serial0", machine->config.serial, machine->loop,
+                          &machine->lock, error);
+}
+
+/* A console that was named on this process's command line is opened; otherwise the old one's
+ * descriptors are taken over, so that whoever is connected stays connected. */
+static int console_adopt(struct machine *machine, unsigned index,
+                         const struct machine_source *source, struct error *error)
+{
+    if (machine->console_given)
+        return console_create(machine, index, error);
+    return chardev_adopt(&machine->console, "serial0", machine->config.serial, machine->loop,
+                         &machine->lock, source->fds, error);
+}
+
+static int console_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
+                            struct fdset *fds, struct error *error)
+{
+    (void)index;
+    (void)facts;
+    return chardev_describe(machine->console, fds, error);
+}
+
+static void console_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    (void)index;
+    if (machine->console)
+        chardev_destroy(machine->console, handed_over);
+}
+
+const struct machine_part machine_part_console = {
+    .name = "console",
+    .count = machine_one,
+    .create = console_create,
+    .adopt = console_adopt,
+    .describe = console_describe,
+    .destroy = console_destroy,
+};
+
+static int serial_part_create(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    return serial_create(&machine->serial, machine->pio, &machine->vm, LAYOUT_COM1_PORT,
+                         LAYOUT_COM1_IRQ, machine->console, error);
+}
+
+static int serial_part_adopt(struct machine *machine, unsigned index,
+                             const struct machine_source *source, struct error *error)
+{
+    (void)source;
+    return serial_part_create(machine, index, error);
+}
+
+static void serial_part_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    (void)index;
+    (void)handed_over;
+    if (machine->serial)
+        serial_destroy(machine->serial);
+}
+
+static int serial_part_reset(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    (void)error;
+    serial_reset(machine->serial);
+    return 0;
+}
+
+static void *serial_part_state(struct machine *machine, unsigned index)
+{
+    (void)index;
+    return serial_state(machine->serial);
+}
+
+static int serial_part_apply(struct machine *machine, struct error *error)
+{
+    (void)error;
+    serial_apply_state(machine->serial);
+    return 0;
+}
+
+const struct machine_part machine_part_serial = {
+    .name = "serial",
+    .count = machine_one,
+    .create = serial_part_create,
+    .adopt = serial_part_adopt,
+    .destroy = serial_part_destroy,
+    .reset = serial_part_reset,
+    .state_type = &serial_state_type,
+    .state = serial_part_state,
+    .apply = serial_part_apply,
+};
+
+/* --- power --------------------------------------------------------------------------------- */
+
+static void on_guest_shutdown(void *opaque)
+{
+    machine_post_request(opaque, MACHINE_REQUEST_SHUTDOWN);
+}
+
+static void on_guest_reset(void *opaque)
+{
+    machine_post_request(opaque, MACHINE_REQUEST_RESET);
+}
+
+static const struct power_ops power_ops = {
+    .shutdown = on_guest_shutdown,
+    .reset = on_guest_reset,
+};
+
+static int power_part_create(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    return power_create(&machine->power, machine->pio, &machine->vm, &power_ops, machine, error);
+}
+
+static int power_part_adopt(struct machine *machine, unsigned index,
+                            const struct machine_source *source, struct error *error)
+{
+    (void)source;
+    return power_part_create(machine, index, error);
+}
+
+static void power_part_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    (void)index;
+    (void)handed_over;
+    if (machine->power)
+        power_destroy(machine->power);
+}
+
+static int power_part_reset(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)index;
+    (void)error;
+    power_reset(machine->power);
+    return 0;
+}
+
+static void *power_part_state(struct machine *machine, unsigned index)
+{
+    (void)index;
+    return power_state(machine->power);
+}
+
+static int power_part_apply(struct machine *machine, struct error *error)
+{
+    (void)error;
+    power_apply_state(machine->power);
+    return 0;
+}
+
+const struct machine_part machine_part_power = {
+    .name = "power",
+    .count = machine_one,
+    .create = power_part_create,
+    .adopt = power_part_adopt,
+    .destroy = power_part_destroy,
+    .reset = power_part_reset,
+    .state_type = &power_state_type,
+    .state = power_part_state,
+    .apply = power_part_apply,
+};
+
+/* --- iommufds ------------------------------------------------------------------------------ */
+
+static unsigned iommu_count(const struct machine *machine)
+{
+    return machine->config.iommu_count;
+}
+
+/* All of guest RAM is reachable by DMA, at its guest-physical address. */
+static int iommu_part_create(struct machine *machine, unsigned index, struct error *error)
+{
+    int ret = iommu_create(&machine->iommus[index], machine->config.iommus[index].id, error);
+
+    for (unsigned i = 0; ret == 0 && i < machine->ram.region_count; i++) {
+        const struct ram_region *region = &machine->ram.regions[i];
+
+        ret = iommu_map_file(machine->iommus[index], region->gpa, region->size, machine->ram.fd,
+                             region->offset, error);
+    }
+    return ret;
+}
+
+static int iommu_part_adopt(struct machine *machine, unsigned index,
+                            const struct machine_source *source, struct error *error)
+{
+    return iommu_adopt(&machine->iommus[index], &source->facts->iommus[index], source->fds, error);
+}
+
+static int iommu_part_describe(struct machine *machine, unsigned index,
+                               struct machine_facts *facts, struct fdset *fds,
+                               struct error *error)
+{
+    return iommu_describe(machine->iommus[index], &facts->iommus[index], fds, error);
+}
+
+static void iommu_part_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    (void)handed_over;
+    if (machine->iommus[index])
+        iommu_destroy(machine->iommus[index]);
+}
+
+const struct machine_part machine_part_iommufd = {
+    .name = "iommufd",
+    .count = iommu_count,
+    .create = iommu_part_create,
+    .adopt = iommu_part_adopt,
+    .describe = iommu_part_describe,
+    .destroy = iommu_part_destroy,
+};
+
+/* --- passed-through devices ---------------------------------------------------------------- */
+
+static unsigned vfio_count(const struct machine *machine)
+{
+    return machine->config.device_count;
+}
+
+static void vfio_prepare(const struct machine *machine, unsigned index,
+                         struct vfio_pci_config *own, struct vfio_pci_parents *parents)
+{
+    const struct config_vfio_pci *config = &machine->config.devices[index];
+
+    *own = (struct vfio_pci_config){.devfn = config->devfn};
+    snprintf(own->id, sizeof(own->id), "%s", config->id);
+    snprintf(own->host, sizeof(own->host), "%s", config->host);
+    *parents = (struct vfio_pci_parents){.vm = (struct kvm_vm *)&machine->vm,
+                                         .mmio = machine->mmio,
+                                         .pio = machine->pio,
+                                         .pci = machine->pci};
+    for (unsigned i = 0; i < machine->config.iommu_count; i++) {
+        if (strcmp(machine->config.iommus[i].id, config->iommufd) == 0)
+            parents->iommu = machine->iommus[i];
+    }
+    assert(parents->iommu != NULL); /* config_parse() has checked the reference */
+}
+
+static int vfio_create(struct machine *machine, unsigned index, struct error *error)
+{
+    struct vfio_pci_config config;
+    struct vfio_pci_parents parents;
+
+    vfio_prepare(machine, index, &config, &parents);
+    return vfio_pci_create(&machine->devices[index], &config, &parents, error);
+}
+
+static int vfio_adopt(struct machine *machine, unsigned index, const struct machine_source *source,
+                      struct error *error)
+{
+    struct vfio_pci_config config;
+    struct vfio_pci_parents parents;
+
+    vfio_prepare(machine, index, &config, &parents);
+    return vfio_pci_adopt(&machine->devices[index], &config, &parents,
+                          &source->facts->devices[index], source->fds, error);
+}
+
+static int vfio_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
+                         struct fdset *fds, struct error *error)
+{
+    return vfio_pci_describe(machine->devices[index], &facts->devices[index], fds, error);
+}
+
+static void vfio_destroy(struct machine *machine, unsigned index, bool handed_over)
+{
+    if (machine->devices[index])
+        vfio_pci_destroy(machine->devices[index], handed_over);
+}
+
+static int vfio_reset(struct machine *machine, unsigned index, struct error *error)
+{
+    (void)error;
+    vfio_pci_reset(machine->devices[index]);
+    return 0;
+}
+
+static const char *vfio_id(const struct machine *machine, unsigned index)
+{
+    return machine->config.devices[index].id;
+}
+
+static void *vfio_state(struct machine *machine, unsigned index)
+{
+    return vfio_pci_state(machine->devices[index]);
+}
+
+static int vfio_save(struct machine *machine, struct error *error)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&machine->lock);
+    for (unsigned i = 0; ret == 0 && i < machine->config.device_count; i++)
+        ret = vfio_pci_save_state(machine->devices[i], error);
+    pthread_mutex_unlock(&machine->lock);
+    return ret;
+}
+
+static int vfio_apply(struct machine *machine, struct error *error)
+{
+    for (unsigned i = 0; i < machine->config.device_count; i++) {
+        int ret = vfio_pci_apply_state(machine->devices[i], error);
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+const struct machine_part machine_part_vfio_pci = {
+    .name = "vfio-pci",
+    .count = vfio_count,
+    .create = vfio_create,
+    .adopt = vfio_adopt,
+    .describe = vfio_describe,
+    .destroy = vfio_destroy,
+    .reset = vfio_reset,
+    .id = vfio_id,
+    .state_type = &vfio_pci_state_type,
+    .state = vfio_state,
+    .save = vfio_save,
+    .apply = vfio_apply,
+};
