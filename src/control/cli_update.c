@@ -170,11 +170,14 @@ static int start_child(struct session *session, struct error *error)
  * would be the one connection that the new process waits for. */
 static bool is_listening(const char *path)
 {
-    FILE *sockets = fopen("/proc/net/unix", "re");
     CLEANUP_FREE char *line = NULL;
+    FILE *sockets = NULL;
     size_t size = 0;
     bool found = false;
 
+    /* A socket whose path was removed still has it in the table. */
+    if (access(path, F_OK) == 0)
+        sockets = fopen("/proc/net/unix", "re");
     if (sockets == NULL)
         return false;
     while (!found && getline(&line, &size, sockets) > 0) {
@@ -271,7 +274,7 @@ static int explain_failure(struct session *session, struct error *error)
     const char *reason;
 
     if (session->outcome == OUTCOME_CANCELLED)
-        return error_set(error, ECANCELED, "%s", error->code ? error->message : "cancelled");
+        return error->code ? -error->code : error_set(error, ECANCELED, "cancelled");
     if (command(session, "query-migrate", NULL, &result, &ignored) < 0)
         return error_set(error, EREMOTEIO, "%s", ignored.message);
     reason = json_string_value(json_object_get(result, "error-desc"));
