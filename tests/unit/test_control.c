@@ -30,6 +30,7 @@ struct machine {
     void *opaque;
     sd_event *loop;
     unsigned resets, powerdowns;
+    bool let_go;
 };
 
 struct update {
@@ -88,6 +89,11 @@ enum machine_status machine_status(const struct machine *machine)
 static void happen(struct machine *machine, enum machine_event event)
 {
     machine->handler(machine->opaque, event);
+}
+
+void machine_let_go(struct machine *machine)
+{
+    machine->let_go = true;
 }
 
 int machine_run(struct machine *machine, struct error *error)
@@ -471,7 +477,9 @@ static void migrate_completed(void **state)
     fixture->update->report.vcpu_out_ns[0] = 5;
     fixture->update->report.vcpu_in_ns[0] = 6;
     fixture->machine.status = MACHINE_POSTMIGRATE;
+    assert_false(fixture->machine.let_go);
     progress(fixture, UPDATE_COMPLETED, 2);
+    assert_true(fixture->machine.let_go);
     expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}");
     /* The client is served on; nobody new is, and the path is not ours any more. */
     assert_false(has_ended(fixture));
