@@ -17,12 +17,6 @@
 #define MSR_KVM_WALL_CLOCK     0x00000011u
 #define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00u
 
-static const struct state_field msr_fields[] = {
-    STATE_UINT(struct kvm_vcpu_msr, index, 1),
-    STATE_UINT(struct kvm_vcpu_msr, value, 1),
-    STATE_END,
-};
-
 static const struct state_field vcpu_fields[] = {
     STATE_UINT_RANGE(struct kvm_vcpu_state, mp_state, 1, 0, KVM_MP_STATE_AP_RESET_HOLD, 0),
     STATE_UINT(struct kvm_vcpu_state, tsc_offset, 1),
@@ -34,9 +28,19 @@ static const struct state_field vcpu_fields[] = {
     STATE_BYTES(struct kvm_vcpu_state, lapic, 1),
     STATE_BLOB(struct kvm_vcpu_state, xsave, xsave_length, 1),
     STATE_BLOB(struct kvm_vcpu_state, nested, nested_length, 1),
-    STATE_ARRAY(struct kvm_vcpu_state, msrs, msr_count, msr_fields, 1),
+    STATE_BLOB(struct kvm_vcpu_state, msrs, msrs_length, 1),
     STATE_END,
 };
+
+static struct kvm_msrs *msrs_of(const struct kvm_vcpu_state *state)
+{
+    return (struct kvm_msrs *)state->msrs;
+}
+
+static uint32_t msrs_size(uint32_t count)
+{
+    return (uint32_t)(sizeof(struct kvm_msrs) + count * sizeof(struct kvm_msr_entry));
+}
 
 static int check_vcpu(const void *object, struct error *error)
 {
@@ -45,6 +49,11 @@ static int check_vcpu(const void *object, struct error *error)
     if (state->xsave_length < sizeof(struct kvm_xsave))
         return error_set(error, EINVAL, "xsave area of %u bytes is too short",
                          state->xsave_length);
+    if (state->msrs_length < sizeof(struct kvm_msrs) ||
+        msrs_of(state)->nmsrs > KVM_VCPU_MSRS_MAX ||
+        state->msrs_length != msrs_size(msrs_of(state)->nmsrs))
+        return error_set(error, EINVAL, "%u bytes of MSRs are not what their count says",
+                         state->msrs_length);
     if (state->nested_length && state->nested_length < sizeof(struct kvm_nested_state))
         return error_set(error, EINVAL, "nested state of %u bytes is too short",
                          state->nested_length);
@@ -61,11 +70,6 @@ const struct state_type kvm_vcpu_state_type = {
 };
 
 /* KVM's variable-length arguments. */
-union msrs_argument {
-    struct kvm_msrs head;
-    uint8_t room[sizeof(struct kvm_msrs) + KVM_VCPU_MSRS_MAX * sizeof(struct kvm_msr_entry)];
-};
-
 union one_msr_argument {
     struct kvm_msrs head;
     uint8_t room[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)];
@@ -135,53 +139,43 @@ static int tsc_offset(int vcpu_fd, unsigned long request, uint64_t *offset, stru
 static int get_msrs(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm_vcpu_state *state,
                     struct error *error)
 {
-    union msrs_argument argument;
+    struct kvm_msrs *argument = msrs_of(state);
     int done;
 
-    argument.head.nmsrs = msrs->count;
-    argument.head.pad = 0;
+    argument->nmsrs = msrs->count;
+    argument->pad = 0;
     for (uint32_t i = 0; i < msrs->count; i++)
-        argument.head.entries[i] = (struct kvm_msr_entry){.index = msrs->indices[i]};
-    done = ioctl(vcpu_fd, KVM_GET_MSRS, &argument);
+        argument->entries[i] = (struct kvm_msr_entry){.index = msrs->indices[i]};
+    done = ioctl(vcpu_fd, KVM_GET_MSRS, argument);
     if (done != (int)msrs->count)
         return error_set(error, EIO, "KVM_GET_MSRS stopped at MSR 0x%x",
                          msrs->indices[MAX(done, 0)]);
-    state->msr_count = msrs->count;
-    for (uint32_t i = 0; i < msrs->count; i++) {
-        state->msrs[i].index = argument.head.entries[i].index;
-        state->msrs[i].value = argument.head.entries[i].data;
-    }
+    state->msrs_length = msrs_size(msrs->count);
     return 0;
 }
 
 static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error)
 {
-    union msrs_argument argument;
-    int done;
+    const struct kvm_msrs *argument = msrs_of(state);
+    int done = ioctl(vcpu_fd, KVM_SET_MSRS, argument);
 
-    argument.head.nmsrs = state->msr_count;
-    argument.head.pad = 0;
-    for (uint32_t i = 0; i < state->msr_count; i++)
-        argument.head.entries[i] = (struct kvm_msr_entry){.index = state->msrs[i].index,
-                                                          .data = state->msrs[i].value};
-    done = ioctl(vcpu_fd, KVM_SET_MSRS, &argument);
-    if (done != (int)state->msr_count)
+    if (done != (int)argument->nmsrs)
         return error_set(error, EIO, "KVM_SET_MSRS stopped at MSR 0x%x",
-                         state->msrs[MAX(done, 0)].index);
+                         argument->entries[MAX(done, 0)].index);
     return 0;
 }
 
 /* Once more, after the local APIC: the write that loads the APIC cancels its timer. */
 static int set_deadline(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error)
 {
+    const struct kvm_msrs *msrs = msrs_of(state);
     union one_msr_argument one = {.room = {0}};
 
-    for (uint32_t i = 0; i < state->msr_count; i++) {
-        if (state->msrs[i].index != MSR_TSC_DEADLINE)
+    for (uint32_t i = 0; i < msrs->nmsrs; i++) {
+        if (msrs->entries[i].index != MSR_TSC_DEADLINE)
             continue;
         one.head.nmsrs = 1;
-        one.head.entries[0].index = MSR_TSC_DEADLINE;
-        one.head.entries[0].data = state->msrs[i].value;
+        one.head.entries[0] = msrs->entries[i];
         if (ioctl(vcpu_fd, KVM_SET_MSRS, &one) != 1)
             return error_set(error, EIO, "KVM_SET_MSRS of the TSC deadline failed");
     }

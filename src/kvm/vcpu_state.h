@@ -16,11 +16,6 @@
 #define KVM_VCPU_XSAVE_MAX  16384
 #define KVM_VCPU_NESTED_MAX 12288
 
-struct kvm_vcpu_msr {
-    uint32_t index;
-    uint64_t value;
-};
-
 struct kvm_vcpu_state {
     uint32_t mp_state;
     uint64_t tsc_offset; /**< guest TSC minus host TSC: same host, so it stays */
@@ -34,8 +29,10 @@ struct kvm_vcpu_state {
     uint8_t xsave[KVM_VCPU_XSAVE_MAX];
     uint32_t nested_length; /**< 0 when the guest does not run guests of its own */
     uint8_t nested[KVM_VCPU_NESTED_MAX];
-    uint32_t msr_count;
-    struct kvm_vcpu_msr msrs[KVM_VCPU_MSRS_MAX];
+    uint32_t msrs_length;
+    /** struct kvm_msrs with its entries, as KVM_GET_MSRS and KVM_SET_MSRS take it. */
+    uint8_t msrs[sizeof(struct kvm_msrs) + KVM_VCPU_MSRS_MAX * sizeof(struct kvm_msr_entry)]
+        __attribute__((aligned(8)));
 };
 extern const struct state_type kvm_vcpu_state_type;
 

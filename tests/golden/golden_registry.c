@@ -15,7 +15,10 @@
 #include "pci/host.h"
 #include "vfio/pci.h"
 
-static const struct golden_override vcpu[] = {{"xsave", 4096}, {"nested", 0}, {0}};
+/* struct kvm_msrs with two entries: count, padding, then index, reserved and value of each. */
+static const uint32_t msrs[] = {2, 0, 0xc0000080, 0, 0xd01, 0, 0x277, 0, 0x07040600, 0x00070406};
+static const struct golden_override vcpu[] = {
+    {"xsave", 4096}, {"nested", 0}, {"msrs", sizeof(msrs), .content = msrs}, {0}};
 static const struct golden_override cpuid[] = {{"entries", 3 * sizeof(struct kvm_cpuid_entry2)},
                                                {0}};
 static const struct golden_override pci_host[] = {{"config_address", 0x80001234}, {0}};

@@ -16,7 +16,8 @@
 struct golden_override {
     const char *field;
     uint64_t value;
-    uint64_t step; /**< added per element of an array that the field is in */
+    uint64_t step;       /**< added per element of an array that the field is in */
+    const void *content; /**< of a blob: its bytes, where made-up ones will not do; or NULL */
 };
 
 struct golden_type {

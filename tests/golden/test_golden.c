@@ -68,9 +68,14 @@ static uint64_t make_up(const struct filler *filler, const struct state_field *f
 static void fill_bytes(const struct filler *filler, const struct state_field *field,
                        uint8_t *member, size_t length, unsigned seed)
 {
-    bool constant = field->kind == STATE_KIND_BYTES && find_override(filler, field->name);
+    const struct golden_override *override = find_override(filler, field->name);
+    bool constant = field->kind == STATE_KIND_BYTES && override;
     uint64_t first = field->kind == STATE_KIND_BYTES ? make_up(filler, field, seed) : seed;
 
+    if (override && override->content) {
+        memcpy(member, override->content, length);
+        return;
+    }
     for (size_t i = 0; i < length; i++)
         member[i] = (uint8_t)(first + (constant ? 0 : i * 5));
 }
