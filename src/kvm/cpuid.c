@@ -14,6 +14,8 @@
 #define LEAF_CACHES          0x00000004u
 #define LEAF_TOPOLOGY        0x0000000bu
 #define LEAF_TOPOLOGY_V2     0x0000001fu
+#define LEAF_BRAND_FIRST     0x80000002u
+#define LEAF_BRAND_LAST      0x80000004u
 #define LEAF_ADDRESS_SIZES   0x80000008u
 #define LEAF_AMD_TOPOLOGY    0x8000001eu
 #define LEAF_AMD_TOPOLOGY_V2 0x80000026u
@@ -121,6 +123,17 @@ static void set_identity(struct kvm_cpuid_entry2 *entry, unsigned index)
     }
 }
 
+/* The processor's name, which KVM leaves to us. */
+static void set_brand(struct kvm_cpuid_entry2 *entry)
+{
+    if (entry->function < LEAF_BRAND_FIRST || entry->function > LEAF_BRAND_LAST)
+        return;
+    /* The compiler's <cpuid.h> is hidden by ours. */
+    __asm__("cpuid"
+            : "=a"(entry->eax), "=b"(entry->ebx), "=c"(entry->ecx), "=d"(entry->edx)
+            : "a"(entry->function), "c"(0));
+}
+
 int kvm_cpuid_read_host(struct kvm_cpuid_table *cpuid, const struct kvm_vm *vm, unsigned cpus,
                         struct error *error)
 {
@@ -129,8 +142,10 @@ int kvm_cpuid_read_host(struct kvm_cpuid_table *cpuid, const struct kvm_vm *vm, 
     host->head.nent = KVM_CPUID_ENTRIES_MAX;
     if (ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, host) < 0)
         return error_set_errno(error, errno, "KVM_GET_SUPPORTED_CPUID failed");
-    for (unsigned i = 0; i < host->head.nent; i++)
+    for (unsigned i = 0; i < host->head.nent; i++) {
+        set_brand(&host->head.entries[i]);
         set_topology(&host->head.entries[i], cpus);
+    }
     cpuid->length = host->head.nent * (uint32_t)sizeof(struct kvm_cpuid_entry2);
     memcpy(cpuid->entries, host->head.entries, cpuid->length);
     return 0;
