@@ -47,6 +47,7 @@ lab_entries() {
 # The lab's own QEMU is Debian 13's, out of the unpacked root, by that root's loader: it runs on Debian 12 as well.
 lab_qemu_command() {
 	QEMU=(
+		env "QEMU_MODULE_DIR=$LAB_ROOT/tree/usr/lib/x86_64-linux-gnu/qemu"
 		"$LAB_ROOT/tree/usr/lib64/ld-linux-x86-64.so.2"
 		--library-path "$LAB_ROOT/tree/usr/lib/x86_64-linux-gnu"
 		"$LAB_ROOT/tree/usr/bin/qemu-system-x86_64"
@@ -58,8 +59,8 @@ lab_qemu_command() {
 # ---- the lab machine (L1) ----
 
 # Options that lab/run and lab/shell share; both call parse_option for each of these.
-cpus=2 memory=4096 kernel='' append='' trace='' results='' verbose=''
-devices=() environment=()
+cpus=2 memory=4096 kernel='' append='' results='' verbose=''
+devices=() traces=() environment=()
 
 machine_usage() {
 	cat <<-'EOF'
@@ -75,7 +76,8 @@ machine_usage() {
 		                     or any other -device string of QEMU's
 		  --kernel PATH      L1's kernel (default: the lab's)
 		  --append STRING    more for L1's kernel command line
-		  --trace PATTERN    trace the emulator's devices (for instance 'pci_nvme_*'); into trace.log of the results
+		  --trace PATTERN    trace the emulator's devices (for instance 'pci_nvme_*'), into trace.log of the results;
+		                     can be given several times
 		  --keep DIR         /results of L1 is this directory (otherwise it is thrown away)
 		  --env NAME=VALUE   environment for the script
 		  --verbose          L1's kernel console on standard error
@@ -105,7 +107,7 @@ parse_option() {
 	--device) devices+=("$2") ;;
 	--kernel) kernel=$2 ;;
 	--append) append=$2 ;;
-	--trace) trace=$2 ;;
+	--trace) traces+=("$2") ;;
 	--keep) results=$2 ;;
 	--env) environment+=("$2") ;;
 	esac
@@ -177,10 +179,11 @@ machine_command() {
 		)
 		slot=$((slot + 1))
 	done
-	if [[ $trace ]]; then
-		MACHINE+=(-msg timestamp=on -D "$results/trace.log" -trace "$trace")
-	fi
 	local i
+	[[ ${#traces[@]} == 0 ]] || MACHINE+=(-msg timestamp=on -D "$results/trace.log")
+	for i in "${traces[@]}"; do
+		MACHINE+=(-trace "$i")
+	done
 	[[ ${#devices[@]} -le 15 ]] || die "--device: 15 devices at most"
 	for i in "${!devices[@]}"; do
 		passed_device "$i" "${devices[i]}"
