@@ -23,6 +23,7 @@
 #define SEND_BUFFER      (1 << 20)
 #define REFS_PATIENCE_MS 1000
 #define REFS_RETRY_NS    1000000u
+#define DEATH_GRACE_MS   50
 
 /* In front of every payload. Both ends are on one host: no byte order to mind. */
 struct header {
@@ -121,9 +122,13 @@ bool channel_peer_dead(const struct channel *channel)
     return poll_until(&state, 1, 0) > 0;
 }
 
+/* A process that ends closes its sockets a moment before its pidfd tells: worth a short wait, since
+ * a crash and a farewell are different stories for the operator. */
 static int peer_gone(const struct channel *channel, struct error *error)
 {
-    if (channel_peer_dead(channel))
+    struct pollfd state = {.fd = channel->peer_pidfd, .events = POLLIN};
+
+    if (poll_until(&state, 1, deadline_after(DEATH_GRACE_MS)) > 0)
         return error_set(error, EPIPE, "the other process (%d) has ended", (int)channel->peer_pid);
     return error_set(error, EPIPE, "the other process (%d) has closed the channel",
                      (int)channel->peer_pid);

@@ -184,6 +184,7 @@ int control_adopt(void *opaque, struct machine *machine, struct fdset *fds, stru
     int ret;
 
     snprintf(control->name, sizeof(control->name), "%s", config->name);
+    log_configure(LOG_LEVEL_INFO, config->name[0] ? config->name : NULL);
     if (control->pidfile[0] == '\0')
         snprintf(control->pidfile, sizeof(control->pidfile), "%s", config->pidfile);
     /* Told by its end: this process may have been given another runtime directory. */

@@ -216,15 +216,13 @@ int machine_adopt(struct machine **result, const struct config *config,
         return ret;
     machine->status = MACHINE_INMIGRATE;
     machine->console_given = given->given[CONFIG_OPTION_SERIAL];
-    pthread_mutex_lock(&machine->lock);
     ret = adopt_parts(machine, &source, error);
-    pthread_mutex_unlock(&machine->lock);
     if (ret < 0) {
         machine_release(machine, true);
         return ret;
     }
     machine_make_targets(machine);
-    machine_set_console_active(machine, false);
+    machine_set_console_active(machine, false); /* also one that was opened here */
     *result = machine;
     return 0;
 }

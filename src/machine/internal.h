@@ -95,6 +95,7 @@ struct machine_source {
 
 /**
  * One part, of which machine_parts[] has all in build order, also the order in the state stream.
+ * create, adopt and destroy are called on the main thread without the lock, reset with it.
  * A part that a machine can have several of is called once per index; one that a hand-over does
  * not carry has no describe or state.
  */

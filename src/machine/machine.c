@@ -407,11 +407,10 @@ int machine_create(struct machine **result, const struct config *config, sd_even
 
     if (ret < 0)
         return ret;
-    pthread_mutex_lock(&machine->lock);
+    /* Nothing runs yet that the lock could keep out. */
     ret = create_parts(machine, error);
     if (ret == 0)
-        ret = kvm_irqs_set_delivery(&machine->vm, KVM_IRQ_KERNEL, error);
-    pthread_mutex_unlock(&machine->lock);
+        ret = machine_set_delivery(machine, KVM_IRQ_KERNEL, error);
     if (ret == 0)
         ret = machine_boot(machine, error);
     if (ret < 0) {

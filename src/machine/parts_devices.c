@@ -93,6 +93,12 @@ static void console_destroy(struct machine *machine, unsigned index, bool handed
         chardev_destroy(machine->console, handed_over);
 }
 
+static void *console_state(struct machine *machine, unsigned index)
+{
+    (void)index;
+    return chardev_state(machine->console);
+}
+
 const struct machine_part machine_part_console = {
     .name = "console",
     .count = machine_one,
@@ -100,6 +106,8 @@ const struct machine_part machine_part_console = {
     .adopt = console_adopt,
     .describe = console_describe,
     .destroy = console_destroy,
+    .state_type = &chardev_state_type,
+    .state = console_state,
 };
 
 static int serial_part_create(struct machine *machine, unsigned index, struct error *error)
