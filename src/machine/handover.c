@@ -36,7 +36,7 @@ static const struct state_field definition_fields[] = {
     STATE_END,
 };
 
-static const struct state_type definition_type = {
+const struct state_type machine_definition_type = {
     .name = "definition",
     .version = 1,
     .min_version = 1,
@@ -76,7 +76,7 @@ int machine_write_definition(const struct machine *machine, void *bytes, size_t 
     if (ret < 0)
         return ret;
     state_writer_init(&writer, bytes, capacity);
-    state_write(&writer, "definition", &definition_type, definition, true);
+    state_write(&writer, "definition", &machine_definition_type, definition, true);
     return state_writer_finish(&writer, length, error);
 }
 
@@ -86,7 +86,7 @@ int machine_read_definition(struct config *config, const void *bytes, size_t len
     CLEANUP_FREE struct definition *definition = xcalloc(1, sizeof(*definition));
     CLEANUP_FREE struct definition *scratch = xcalloc(1, sizeof(*scratch));
     struct state_target target = {.id = "definition",
-                                  .type = &definition_type,
+                                  .type = &machine_definition_type,
                                   .object = definition,
                                   .scratch = scratch};
     const char *argv[CONFIG_OPTIONS_MAX];

@@ -34,6 +34,9 @@ struct machine_facts {
 int machine_describe(struct machine *machine, struct machine_facts *facts, struct fdset *fds,
                      struct error *error);
 
+/** Tables of what has no home in a lower folder; for the golden streams. */
+extern const struct state_type machine_state_type, machine_definition_type;
+
 /** Writes definition, or facts, as a stream of state sections. */
 int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
                              size_t *length, struct error *error);

@@ -29,7 +29,7 @@ static const struct state_field machine_fields[] = {
     STATE_END,
 };
 
-static const struct state_type machine_state_type = {
+const struct state_type machine_state_type = {
     .name = "machine",
     .version = 1,
     .min_version = 1,

@@ -12,7 +12,6 @@
 #include <sys/stat.h>
 
 #include "base/util.h"
-#include "state/state.h"
 
 #define MEMORY_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
@@ -50,7 +49,7 @@ static const struct state_field request_fields[] = {
     STATE_END,
 };
 
-static const struct state_type request_type = {
+const struct state_type wire_request_type = {
     .name = "request",
     .version = 1,
     .min_version = 1,
@@ -68,7 +67,7 @@ static const struct state_field reply_fields[] = {
     STATE_END,
 };
 
-static const struct state_type reply_type = {
+const struct state_type wire_reply_type = {
     .name = "reply",
     .version = 1,
     .min_version = 1,
@@ -95,7 +94,7 @@ static const struct state_field batch_fields[] = {
     STATE_END,
 };
 
-static const struct state_type batch_type = {
+const struct state_type wire_batch_type = {
     .name = "descriptors",
     .version = 1,
     .min_version = 1,
@@ -196,7 +195,7 @@ static int unexpected(struct wire *wire, struct error *error)
 
 int wire_send_request(struct wire *wire, int fd, int timeout_ms, struct error *error)
 {
-    int ret = encode(wire, WIRE_REQUEST, &request_type, &wire->request, error);
+    int ret = encode(wire, WIRE_REQUEST, &wire_request_type, &wire->request, error);
 
     if (ret < 0)
         return ret;
@@ -217,7 +216,7 @@ int wire_send_go(struct wire *wire, int timeout_ms, struct error *error)
 
 int wire_send_reply(struct wire *wire, int timeout_ms, struct error *error)
 {
-    int ret = encode(wire, WIRE_REPLY, &reply_type, &wire->reply, error);
+    int ret = encode(wire, WIRE_REPLY, &wire_reply_type, &wire->reply, error);
 
     return ret < 0 ? ret : channel_send(wire->channel, &wire->message, timeout_ms, error);
 }
@@ -237,7 +236,7 @@ int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms,
     }
     if (wire->message.type != WIRE_REQUEST || wire->message.fd_count > 1)
         return unexpected(wire, error);
-    ret = decode(wire, &request_type, &wire->request, &wire->scratch.request, error);
+    ret = decode(wire, &wire_request_type, &wire->request, &wire->scratch.request, error);
     if (ret < 0) {
         channel_message_close(&wire->message);
         return ret;
@@ -255,7 +254,7 @@ int wire_receive_reply(struct wire *wire, int timeout_ms, struct error *error)
         return ret;
     if (wire->message.type != WIRE_REPLY || wire->message.fd_count != 0)
         return unexpected(wire, error);
-    ret = decode(wire, &reply_type, &wire->reply, &wire->scratch.reply, error);
+    ret = decode(wire, &wire_reply_type, &wire->reply, &wire->scratch.reply, error);
     if (ret < 0)
         return ret;
     if (wire->reply.code)
@@ -275,7 +274,7 @@ int wire_send_descriptors(struct wire *wire, const struct fdset *fds, int timeou
         batch->count = (uint32_t)MIN(fds->count - sent, (size_t)BATCH_MAX);
         for (uint32_t i = 0; i < batch->count; i++)
             snprintf(batch->names[i].name, FDSET_NAME_SIZE, "%s", fds->entries[sent + i].name);
-        ret = encode(wire, WIRE_DESCRIPTORS, &batch_type, batch, error);
+        ret = encode(wire, WIRE_DESCRIPTORS, &wire_batch_type, batch, error);
         if (ret < 0)
             return ret;
         for (uint32_t i = 0; i < batch->count; i++)
@@ -315,7 +314,7 @@ static int receive_batch(struct wire *wire, struct fdset *fds, int timeout_ms,
         return ret;
     if (wire->message.type != WIRE_DESCRIPTORS)
         return unexpected(wire, error);
-    ret = decode(wire, &batch_type, batch, batch + 1, error);
+    ret = decode(wire, &wire_batch_type, batch, batch + 1, error);
     if (ret == 0)
         ret = take_batch(wire, batch, fds, error);
     channel_message_close(&wire->message);

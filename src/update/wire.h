@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/fdset.h"
 #include "channel/channel.h"
+#include "state/state.h"
 #include "update/update.h"
 
 /* Bumped when the order or meaning of stages changes. Both sides must share one. */
@@ -66,6 +67,9 @@ struct wire_reply {
     uint32_t vcpu_count;             /**< finish: first entries into the guest */
     struct wire_vcpu vcpus[UPDATE_VCPUS_MAX];
 };
+
+/** Tables of the messages; for the golden streams. */
+extern const struct state_type wire_request_type, wire_reply_type, wire_batch_type;
 
 /* --- shared memory ------------------------------------------------------------------------- */
 

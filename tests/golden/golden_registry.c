@@ -12,7 +12,9 @@
 #include "kvm/cpuid.h"
 #include "kvm/vcpu_state.h"
 #include "kvm/vm.h"
+#include "machine/handover.h"
 #include "pci/host.h"
+#include "update/wire.h"
 #include "vfio/pci.h"
 
 /* struct kvm_msrs with two entries: count, padding, then index, reserved and value of each. */
@@ -40,5 +42,7 @@ const struct golden_type golden_types[] = {
     {&kvm_vcpu_state_type, vcpu}, {&pci_host_state_type, pci_host}, {&iommu_facts_type, iommu},
     {&vfio_pci_facts_type, NULL}, {&vfio_pci_state_type, vfio},     {&serial_state_type, serial},
     {&chardev_state_type, NULL},  {&power_state_type, power},
+    {&machine_state_type, NULL}, {&machine_definition_type, NULL}, {&wire_request_type, NULL},
+    {&wire_reply_type, NULL}, {&wire_batch_type, NULL},
 };
 const size_t golden_type_count = ARRAY_SIZE(golden_types);
