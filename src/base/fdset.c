@@ -7,9 +7,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "base/util.h"
 
@@ -113,6 +115,36 @@ bool fdset_contains(const struct fdset *set, const char *name)
     size_t index;
 
     return find(set, name, &index);
+}
+
+/* kcmp orders the kernel's objects: 0 same, 1 less, 2 greater; anything else tells nothing, and
+ * descriptors stand in, which are never the same. */
+static int compare_objects(const void *a, const void *b)
+{
+    const struct fdset_entry *const *left = a, *const *right = b;
+    long order = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, (*left)->fd, (*right)->fd);
+
+    if (order >= 0 && order <= 2)
+        return order == 0 ? 0 : order == 1 ? -1 : 1;
+    return ((*left)->fd > (*right)->fd) - ((*left)->fd < (*right)->fd);
+}
+
+int fdset_check_distinct(const struct fdset *set, const char *prefix, struct error *error)
+{
+    CLEANUP_FREE const struct fdset_entry **sorted = xcalloc(set->count + 1, sizeof(*sorted));
+    size_t count = 0;
+
+    for (size_t i = 0; i < set->count; i++) {
+        if (strncmp(set->entries[i].name, prefix, strlen(prefix)) == 0)
+            sorted[count++] = &set->entries[i];
+    }
+    qsort(sorted, count, sizeof(*sorted), compare_objects);
+    for (size_t i = 1; i < count; i++) {
+        if (compare_objects(&sorted[i - 1], &sorted[i]) == 0)
+            return error_set(error, EEXIST, "descriptors '%s' and '%s' are the same object",
+                             sorted[i - 1]->name, sorted[i]->name);
+    }
+    return 0;
 }
 
 void fdset_clear(struct fdset *set)

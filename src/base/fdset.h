@@ -48,5 +48,12 @@ int fdset_take(struct fdset *set, struct error *error, const char *name_format, 
 /** @return whether a descriptor of that name is in the set. */
 bool fdset_contains(const struct fdset *set, const char *name);
 
+/**
+ * Checks that no two names beginning with @p prefix stand for the same kernel object (kcmp(2)).
+ * Where the kernel has no kcmp, or does not allow it, there is nothing to check with.
+ * @return 0; -EEXIST with an error that gives both names
+ */
+int fdset_check_distinct(const struct fdset *set, const char *prefix, struct error *error);
+
 /** Closes everything that is left and empties the set. */
 void fdset_clear(struct fdset *set);

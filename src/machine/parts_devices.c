@@ -3,6 +3,7 @@
  * Parts of a machine: the devices. See machine_parts[] for their order and internal.h for what each
  * function is.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -257,10 +258,43 @@ static int iommu_part_create(struct machine *machine, unsigned index, struct err
     return ret;
 }
 
+static bool is_mapped(const struct iommu_facts *facts, const struct ram_region *region)
+{
+    for (uint32_t i = 0; i < facts->mapping_count; i++) {
+        const struct iommu_mapping *mapping = &facts->mappings[i];
+
+        if (mapping->iova == region->gpa && mapping->size == region->size &&
+            mapping->offset == region->offset)
+            return true;
+    }
+    return false;
+}
+
+/* The mappings that the device uses now must be those that this process would have made. */
+static int compare_mappings(const struct machine *machine, const struct iommu_facts *facts,
+                            struct error *error)
+{
+    if (facts->mapping_count != machine->ram.region_count)
+        return error_set(error, EINVAL, "iommufd '%s' has %u DMA mappings, expected %u", facts->id,
+                         facts->mapping_count, machine->ram.region_count);
+    for (unsigned i = 0; i < machine->ram.region_count; i++) {
+        const struct ram_region *region = &machine->ram.regions[i];
+
+        if (!is_mapped(facts, region))
+            return error_set(error, EINVAL,
+                             "iommufd '%s' does not map 0x%jx bytes of guest memory at 0x%jx",
+                             facts->id, (uintmax_t)region->size, (uintmax_t)region->gpa);
+    }
+    return 0;
+}
+
 static int iommu_part_adopt(struct machine *machine, unsigned index,
                             const struct machine_source *source, struct error *error)
 {
-    return iommu_adopt(&machine->iommus[index], &source->facts->iommus[index], source->fds, error);
+    const struct iommu_facts *facts = &source->facts->iommus[index];
+    int ret = compare_mappings(machine, facts, error);
+
+    return ret < 0 ? ret : iommu_adopt(&machine->iommus[index], facts, source->fds, error);
 }
 
 static int iommu_part_describe(struct machine *machine, unsigned index,

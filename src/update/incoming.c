@@ -112,6 +112,17 @@ static void report(struct update_incoming *incoming, enum update_status status)
     incoming->progress(incoming->opaque, &incoming->report);
 }
 
+/* The breakdown came with the request for the last stage, which was under way then. */
+static void close_breakdown(struct update_report *breakdown)
+{
+    uint64_t now = clock_ns();
+
+    if (breakdown->stage_count == 0)
+        return;
+    breakdown->stages[breakdown->stage_count - 1].end_ns = now;
+    breakdown->total_ns = now - breakdown->stages[0].start_ns;
+}
+
 static void conclude(struct update_incoming *incoming, int result)
 {
     incoming->result = result;
@@ -122,6 +133,7 @@ static void conclude(struct update_incoming *incoming, int result)
         return;
     }
     incoming->report.generation = machine_generation(incoming->machine);
+    close_breakdown(&incoming->report);
     report(incoming, UPDATE_COMPLETED);
 }
 

@@ -66,6 +66,21 @@ static int read_description(struct update_incoming *incoming, struct error *erro
     return ret;
 }
 
+/* What is handed over once must be one object each. The console and the log may well be the same
+ * terminal. */
+static int check_identities(const struct fdset *fds, struct error *error)
+{
+    static const char *const prefixes[] = {"ram/", "iommu/", "vfio/"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(prefixes); i++) {
+        int ret = fdset_check_distinct(fds, prefixes[i], error);
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
 int incoming_describe(struct update_incoming *incoming, struct error *error)
 {
     int ret = wire_receive_descriptors(&incoming->wire, &incoming->fds,
@@ -76,7 +91,8 @@ int incoming_describe(struct update_incoming *incoming, struct error *error)
         return ret;
     if (!incoming->memory.shared)
         return error_set(error, EPROTO, "the shared memory is missing");
-    return read_description(incoming, error);
+    ret = check_identities(&incoming->fds, error);
+    return ret < 0 ? ret : read_description(incoming, error);
 }
 
 int incoming_prepare(struct update_incoming *incoming, struct error *error)
@@ -170,8 +186,6 @@ static void take_breakdown(struct update_incoming *incoming)
     }
     for (uint32_t i = 0; i < MIN(request->vcpu_count, report->vcpu_count); i++)
         report->vcpu_out_ns[i] = request->vcpus[i].ns;
-    if (request->stage_count)
-        report->total_ns = clock_ns() - request->stages[0].start_ns;
 }
 
 void incoming_settle(struct update_incoming *incoming)

@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <sys/syscall.h>
+#include <linux/kcmp.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 
@@ -201,6 +203,30 @@ static void test_fdset_many(void **state)
     fdset_clear(&set);
 }
 
+/* The same file twice under two names; where the kernel has no kcmp, it cannot be seen. */
+static void test_fdset_distinct(void **state)
+{
+    struct fdset set = {0};
+    struct error error = {0};
+    int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    bool can_tell = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, zero, zero) == 0;
+
+    assert_int_equal(fdset_add_copy(&set, zero, &error, "vfio/a"), 0);
+    assert_int_equal(fdset_add(&set, open("/dev/zero", O_RDONLY | O_CLOEXEC), "vfio/b", &error), 0);
+    assert_int_equal(fdset_add_copy(&set, zero, &error, "control/stderr"), 0);
+    assert_int_equal(fdset_check_distinct(&set, "vfio/", &error), 0);
+    assert_int_equal(fdset_add_copy(&set, zero, &error, "vfio/c"), 0);
+    if (can_tell) {
+        assert_int_equal(fdset_check_distinct(&set, "vfio/", &error), -EEXIST);
+        assert_non_null(strstr(error.message, "'vfio/a'"));
+        assert_non_null(strstr(error.message, "'vfio/c'"));
+    } else {
+        assert_int_equal(fdset_check_distinct(&set, "vfio/", &error), 0);
+    }
+    fdset_clear(&set);
+    close(zero);
+}
+
 static void test_ranges(void **state)
 {
     assert_true(range_fits(0, 0, 0));
@@ -353,6 +379,7 @@ int main(void)
         cmocka_unit_test(test_fdset_long_name),
         cmocka_unit_test(test_fdset_no_descriptors_left),
         cmocka_unit_test(test_fdset_many),
+        cmocka_unit_test(test_fdset_distinct),
         cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_alignment),
         cmocka_unit_test(test_steal_and_cleanup),
