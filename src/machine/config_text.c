@@ -12,8 +12,9 @@
 #include "machine/config.h"
 #include "machine/properties.h"
 
-#define VALUE_SIZE (2 * CONFIG_CMDLINE_SIZE + 256) /* the longest string, every character doubled  \
-                                                    */
+#define VALUE_SIZE                                                                                 \
+    (2 * CONFIG_CMDLINE_SIZE + 256) /* the longest string, every character doubled                 \
+                                     */
 
 /* A list of strings under construction. */
 struct writer {
