@@ -1,9 +1,13 @@
 # shellcheck shell=bash disable=SC2034,SC2054 # variables for those who source this; QEMU's commas
-# lib.sh: what lab/prepare, lab/run and lab/shell share: where things are cached and under which keys, messages, and the
-# command line of the machine that the lab emulates (L1). Sourced, never run.
+# lib.sh: what lab/prepare, lab/run and lab/shell share: where things are cached and under which keys, and the command line
+# of the machine that the lab emulates (L1). Sourced, never run. Messages and stages come from scripts/common.sh.
 
 LAB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 REPOSITORY=$(dirname "$LAB_DIR")
+SAY=lab
+# shellcheck source=../scripts/common.sh
+. "$REPOSITORY/scripts/common.sh"
+
 LAB_CACHE=${BATON_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/baton-lab}
 LAB_SUITE=trixie
 
@@ -15,15 +19,6 @@ LAB_PACKAGES=(
 	libsystemd0 libjansson4 libseccomp2 libcap2-bin
 	busybox-static e2fsprogs
 )
-
-say() {
-	echo "lab: $*" >&2
-}
-
-die() {
-	say "$*"
-	exit 1
-}
 
 # A key names a cache entry after everything that it is made from: arguments are files, or other keys.
 key_of() {
