@@ -12,7 +12,7 @@ STAGE_LOGS=${STAGE_LOGS:-${BATON_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bato
 # What it takes to build baton, and to run its tests on this machine (the lab brings its own: lab/prepare).
 # shellcheck disable=SC2034 # for those who source this
 BUILD_PACKAGES=(
-	gcc libc6-dev meson ninja-build pkg-config python3 acpica-tools
+	gcc libc6-dev meson ninja-build pkg-config python3 patch acpica-tools
 	libjansson-dev libcbor-dev libsystemd-dev libcmocka-dev
 )
 
@@ -111,15 +111,15 @@ install_packages() { # PACKAGE...
 		as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
 }
 
-# Builds baton in a directory of the tree; the first time, configures it with the options given.
+# Builds the program (not its tests) in a directory of the tree; the first time, configures it with the options given.
 build_baton() { # DIRECTORY MESON-OPTION...
 	local directory=$1
 	shift
-	stage "build of $(realpath -m --relative-to="$SOURCE_ROOT" "$directory")" "read the log; ninja -C $directory shows it again" \
+	stage "baton in $(realpath -m --relative-to="$SOURCE_ROOT" "$directory")" "read the log; ninja -C $directory shows it again" \
 		progress_ninja configure_and_build "$directory" "$@"
 }
 
 configure_and_build() { # DIRECTORY MESON-OPTION...
 	[[ -e $1/build.ninja ]] || meson setup "$1" "$SOURCE_ROOT" "${@:2}"
-	ninja -C "$1"
+	ninja -C "$1" baton lab-libraries
 }

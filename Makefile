@@ -1,0 +1,81 @@
+# A thin layer over meson, ninja and the scripts: `make help`. Nothing here is needed where make is not installed: ./demo and
+# ./check do everything themselves.
+BUILD ?= build
+FUZZ_SECONDS ?= 60
+CLANG ?= clang
+C_FILES = $(shell git ls-files 'src/*.[ch]' 'tests/*.[ch]')
+
+.PHONY: help build check check-lab demo bench lab-shell format tidy asan fuzz install clean
+
+help:
+	@echo 'make build      build the program and its tests, in $(BUILD)/'
+	@echo 'make check      all tests: unit tests, golden streams, fuzz corpora, the system tests in the lab (./check)'
+	@echo 'make check-lab  only the system tests in the lab'
+	@echo 'make demo       see the point of it (./demo)'
+	@echo 'make bench      how long a guest stands still in an update (bench/blackout, 20 updates of a loaded guest)'
+	@echo 'make lab-shell  a shell in the lab machine, with an NVMe drive to pass through'
+	@echo 'make format     clang-format, in place; make format-check only says what differs'
+	@echo 'make tidy       clang-tidy over src/'
+	@echo 'make asan       unit tests, golden streams and fuzz corpora under address and undefined-behaviour sanitizers'
+	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)), starting with the corpora; needs clang'
+	@echo 'make install    meson install (DESTDIR=... works)'
+	@echo 'make clean      remove the build directories'
+
+$(BUILD)/build.ninja:
+	meson setup $(BUILD)
+
+build: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+check:
+	./check
+
+check-lab:
+	./check --system
+
+demo:
+	./demo
+
+bench:
+	bench/blackout --load
+
+lab-shell:
+	lab/shell --device nvme
+
+format:
+	clang-format -i $(C_FILES)
+
+.PHONY: format-check
+format-check:
+	clang-format --dry-run $(C_FILES)
+
+tidy: $(BUILD)/build.ninja
+	ninja -C $(BUILD) src/boot/dsdt.h
+	clang-tidy --quiet -p $(BUILD) $(shell git ls-files 'src/*.c')
+
+build-asan/build.ninja:
+	meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false
+
+asan: build-asan/build.ninja
+	ninja -C build-asan
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 meson test -C build-asan --no-rebuild --print-errorlogs
+
+build-fuzz/build.ninja:
+	CC=$(CLANG) meson setup build-fuzz -Dfuzz=true
+
+# New inputs are kept in build-fuzz/corpus; what crashes a target, in build-fuzz as well.
+fuzz: build-fuzz/build.ninja
+	ninja -C build-fuzz
+	set -e; for target in build-fuzz/tests/fuzz/fuzz_*; do \
+		[ -x $$target ] && [ ! -d $$target ] || continue; \
+		name=$${target##*/fuzz_}; \
+		mkdir -p build-fuzz/corpus/$$name; \
+		$$target -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build-fuzz/$$name- \
+			build-fuzz/corpus/$$name tests/fuzz/corpus/$$name; \
+	done
+
+install: build
+	meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf build build-*
