@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <linux/kvm.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -75,16 +74,22 @@ static void handle_mmio(struct kvm_vcpu *vcpu)
         bus_read(vcpu->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
 }
 
+/* Leaves the exit loop until somebody lets this vCPU run again. */
+static void stay_out(struct kvm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->lock);
+    vcpu->may_run = false;
+    pthread_mutex_unlock(&vcpu->lock);
+    __atomic_store_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST);
+}
+
 /* KVM has given up on this vCPU: it stops, and the operator is told. */
 static void fail(struct kvm_vcpu *vcpu, const char *what, uint64_t detail)
 {
     char reason[128];
 
     snprintf(reason, sizeof(reason), "vCPU %u: %s (0x%jx)", vcpu->index, what, (uintmax_t)detail);
-    pthread_mutex_lock(&vcpu->lock);
-    vcpu->may_run = false;
-    pthread_mutex_unlock(&vcpu->lock);
-    __atomic_store_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST);
+    stay_out(vcpu);
     vcpu->ops->failed(vcpu->opaque, vcpu->index, reason);
 }
 
@@ -103,6 +108,7 @@ static void handle_exit(struct kvm_vcpu *vcpu)
     case KVM_EXIT_IRQ_WINDOW_OPEN:
         break;
     case KVM_EXIT_SHUTDOWN:
+        stay_out(vcpu); /* AMD: KVM has reset it, and would run it from where no firmware is */
         vcpu->ops->triple_fault(vcpu->opaque);
         break;
     case KVM_EXIT_FAIL_ENTRY:
@@ -144,10 +150,6 @@ static void complete_exit(struct kvm_vcpu *vcpu)
 static void run_guest(struct kvm_vcpu *vcpu)
 {
     __atomic_store_n(&vcpu->first_entry_ns, clock_ns(), __ATOMIC_SEQ_CST);
-    if (vcpu->ran_word) {
-        atomic_store(vcpu->ran_word, 1);
-        vcpu->ran_word = NULL;
-    }
     while (!is_kicked(vcpu)) {
         if (enter_guest(vcpu))
             handle_exit(vcpu);
@@ -307,16 +309,25 @@ void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count)
     }
 }
 
-static void wait_paused(struct kvm_vcpu *vcpu)
+static bool wait_paused(struct kvm_vcpu *vcpu, const struct timespec *deadline)
 {
+    bool paused;
+    int ret = 0;
+
     pthread_mutex_lock(&vcpu->lock);
-    while (vcpu->in_guest)
-        pthread_cond_wait(&vcpu->changed, &vcpu->lock);
+    while (vcpu->in_guest && ret == 0)
+        ret = pthread_cond_clockwait(&vcpu->changed, &vcpu->lock, CLOCK_MONOTONIC, deadline);
+    paused = !vcpu->in_guest;
     pthread_mutex_unlock(&vcpu->lock);
+    return paused;
 }
 
-void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
+int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadline_ns)
 {
+    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                      .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    bool paused = true;
+
     for (unsigned i = 0; i < count; i++) {
         pthread_mutex_lock(&vcpus[i].lock);
         vcpus[i].may_run = false;
@@ -325,7 +336,15 @@ void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
         pthread_mutex_unlock(&vcpus[i].lock);
     }
     for (unsigned i = 0; i < count; i++)
-        wait_paused(&vcpus[i]);
+        paused &= wait_paused(&vcpus[i], &deadline);
+    return paused ? 0 : -ETIMEDOUT;
+}
+
+void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
+{
+    int ret = kvm_vcpus_pause_until(vcpus, count, UINT64_MAX);
+
+    assert(ret == 0);
 }
 
 static void post_task(struct kvm_vcpu *vcpu, kvm_vcpu_task *task, void *argument)

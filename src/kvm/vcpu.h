@@ -22,7 +22,7 @@ struct kvm_vcpu;
 
 /** Called on the vCPU's thread, without the machine's lock. */
 struct kvm_vcpu_ops {
-    /** The guest shut its processor down (triple fault): asks for a reset. */
+    /** The guest shut its processor down (triple fault), which stays paused: asks for a reset. */
     void (*triple_fault)(void *opaque);
     /** KVM cannot go on; the vCPU stops. @param reason for the operator */
     void (*failed)(void *opaque, unsigned index, const char *reason);
@@ -56,7 +56,6 @@ struct kvm_vcpu {
     struct error task_error;
 
     uint32_t kicked;             /**< atomic: leave the exit loop soon */
-    _Atomic uint32_t *ran_word;  /**< set to 1 before the next entry into the guest, if not NULL */
     uint64_t first_entry_ns;     /**< atomic: of the latest stretch in the guest; 0 before the first */
     uint64_t last_exit_ns;       /**< atomic: when the guest last stopped */
 };
@@ -76,6 +75,11 @@ void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count);
 
 /** Stops them, all at once; returns when none runs guest code and no exit is half done. */
 void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count);
+
+/** The same with a time limit: a vCPU can be stuck in a host's device.
+ * @param deadline_ns CLOCK_MONOTONIC
+ * @return 0, or -ETIMEDOUT: they are still wanted paused, kvm_vcpus_run() changes that */
+int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadline_ns);
 
 /**
  * Has every vCPU's thread carry out a task, in parallel, and waits for all. A running vCPU is

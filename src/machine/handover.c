@@ -291,8 +291,8 @@ static int save_parts(struct machine *machine, struct error *error)
     return 0;
 }
 
-int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *length,
-                 struct error *error)
+static int save_locked(struct machine *machine, void *bytes, size_t capacity, size_t *length,
+                       struct error *error)
 {
     struct state_writer writer;
     int ret = save_parts(machine, error);
@@ -306,6 +306,19 @@ int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *
                     machine->targets[i].object, true);
     pthread_mutex_unlock(&machine->lock);
     return state_writer_finish(&writer, length, error);
+}
+
+/* With life held: a reset on the main thread would use the vCPUs' threads and states, too. */
+int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *length,
+                 struct error *error)
+{
+    int ret;
+
+    *length = 0;
+    pthread_mutex_lock(&machine->life);
+    ret = save_locked(machine, bytes, capacity, length, error);
+    pthread_mutex_unlock(&machine->life);
+    return ret;
 }
 
 static int apply_parts(struct machine *machine, struct error *error)
@@ -338,26 +351,41 @@ static void set_status(struct machine *machine, enum machine_status status)
     __atomic_store_n(&machine->status, status, __ATOMIC_SEQ_CST);
 }
 
-int machine_pause_for_switch(struct machine *machine, struct error *error)
+static int pause_locked(struct machine *machine, uint64_t deadline_ns, struct error *error)
 {
-    pthread_mutex_lock(&machine->life);
+    int ret;
+
     if (machine->status != MACHINE_RUNNING && machine->status != MACHINE_PAUSED &&
-        machine->status != MACHINE_PRELAUNCH) {
-        error_set(error, ESHUTDOWN, "the guest is in state '%s'",
-                  machine_status_name(machine->status));
-        pthread_mutex_unlock(&machine->life);
-        return -ESHUTDOWN;
-    }
+        machine->status != MACHINE_PRELAUNCH)
+        return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
+                         machine_status_name(machine->status));
     machine->state.running = machine->status == MACHINE_RUNNING;
-    kvm_vcpus_pause(machine->vcpus, machine->vcpu_count);
-    set_status(machine, MACHINE_FINISH_MIGRATE);
-    return 0;
+    ret = kvm_vcpus_pause_until(machine->vcpus, machine->vcpu_count, deadline_ns);
+    if (ret == 0) {
+        set_status(machine, MACHINE_FINISH_MIGRATE);
+        return 0;
+    }
+    if (machine->state.running)
+        machine_run_vcpus(machine);
+    return error_set(error, -ret, "a vCPU could not be paused in time: one of its accesses to a "
+                                  "device takes too long");
+}
+
+int machine_pause_for_switch(struct machine *machine, uint64_t deadline_ns, struct error *error)
+{
+    int ret;
+
+    pthread_mutex_lock(&machine->life);
+    ret = pause_locked(machine, deadline_ns, error);
+    pthread_mutex_unlock(&machine->life);
+    return ret;
 }
 
 void machine_undo_pause(struct machine *machine)
 {
+    pthread_mutex_lock(&machine->life);
     if (machine->state.running)
-        kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
+        machine_run_vcpus(machine);
     set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
     pthread_mutex_unlock(&machine->life);
     /* Requests that came in the meantime were left for later. */
@@ -366,25 +394,22 @@ void machine_undo_pause(struct machine *machine)
 
 void machine_handed_over(struct machine *machine)
 {
+    pthread_mutex_lock(&machine->life);
     set_status(machine, MACHINE_POSTMIGRATE);
     pthread_mutex_unlock(&machine->life);
     if (machine->state.running)
         machine_post_event(machine, MACHINE_EVENT_STOP);
 }
 
-void machine_run_adopted(struct machine *machine, _Atomic uint32_t *ran)
+void machine_run_adopted(struct machine *machine)
 {
     machine->state.generation++;
-    if (!machine->state.running) {
-        atomic_store(ran, 1);
-        set_status(machine, MACHINE_PAUSED);
-        return;
+    if (machine->state.running) {
+        machine_run_vcpus(machine);
+        machine_post_event(machine, MACHINE_EVENT_RESUME);
     }
-    for (unsigned i = 0; i < machine->vcpu_count; i++)
-        machine->vcpus[i].ran_word = ran;
-    kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
-    set_status(machine, MACHINE_RUNNING);
-    machine_post_event(machine, MACHINE_EVENT_RESUME);
+    set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
+    /* What the guest asked for over there is done here. */
     machine_post_request(machine, 0);
 }
 

@@ -5,7 +5,6 @@
  */
 #pragma once
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -75,10 +74,11 @@ int machine_load(struct machine *machine, const void *bytes, size_t length, stru
 
 /**
  * Outgoing: stops the guest for the switch. From here to machine_undo_pause() or
- * machine_handed_over() nobody else can change its life.
- * @return 0, or -ESHUTDOWN when the guest has powered off or failed meanwhile
+ * machine_handed_over() whoever else wants to change its life is refused.
+ * @param deadline_ns CLOCK_MONOTONIC; the guest goes on if it cannot be stopped until then
+ * @return 0; -ESHUTDOWN when the guest has powered off or failed meanwhile; -ETIMEDOUT
  */
-int machine_pause_for_switch(struct machine *machine, struct error *error);
+int machine_pause_for_switch(struct machine *machine, uint64_t deadline_ns, struct error *error);
 
 /** Outgoing: the guest goes on here as before. */
 void machine_undo_pause(struct machine *machine);
@@ -86,9 +86,8 @@ void machine_undo_pause(struct machine *machine);
 /** Outgoing: the guest runs elsewhere now; MACHINE_POSTMIGRATE. */
 void machine_handed_over(struct machine *machine);
 
-/** Incoming: lets the guest run, or be paused, as it was; sets @p ran before its first
- * instruction. @param ran must stay valid until machine_release() */
-void machine_run_adopted(struct machine *machine, _Atomic uint32_t *ran);
+/** Incoming: lets the guest run, or be paused, as it was. */
+void machine_run_adopted(struct machine *machine);
 
 /** Times of each vCPU: latest exit from and entry into the guest, CLOCK_MONOTONIC ns. */
 void machine_vcpu_times(const struct machine *machine, unsigned index, uint64_t *last_exit_ns,

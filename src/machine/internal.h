@@ -46,7 +46,9 @@ struct machine {
     struct config config;
     sd_event *loop;
     pthread_mutex_t lock; /**< of all device state */
-    /** Of the guest's life: whoever pauses, resets or resumes it. Taken before lock. */
+    /** Of the guest's life: whoever pauses, resets or resumes it, or has work for the vCPUs'
+     * threads. Taken before lock. A hand-over that has paused the guest does not hold it: the
+     * status keeps others off. */
     pthread_mutex_t life;
     enum machine_status status; /**< under life; read anywhere */
 
@@ -133,6 +135,12 @@ extern const struct machine_part machine_part_own, machine_part_files, machine_p
 
 /** The count of a part that every machine has exactly once. */
 unsigned machine_one(const struct machine *machine);
+
+/**
+ * Lets the vCPUs run. A guest that has asked for a reset, or the like, waits for the main thread to
+ * see to it: what its vCPUs would do meanwhile is not defined. Life is held, or no other thread is.
+ */
+void machine_run_vcpus(struct machine *machine);
 
 /** Makes the table of what a state stream is loaded into. The machine is complete. */
 void machine_make_targets(struct machine *machine);

@@ -4,7 +4,7 @@
  *
  * vCPU threads never change the guest's life themselves: they leave a request and wake the main
  * thread. Whoever does change it (the main thread, or the thread of a hand-over for the switch)
- * holds machine->life.
+ * holds machine->life. While a hand-over has the guest paused, its status refuses all else.
  */
 #include "machine/machine.h"
 
@@ -99,9 +99,10 @@ static void pause_vcpus(struct machine *machine)
     kvm_vcpus_pause(machine->vcpus, machine->vcpu_count);
 }
 
-static void run_vcpus(struct machine *machine)
+void machine_run_vcpus(struct machine *machine)
 {
-    kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
+    if (atomic_load(&machine->requests) == 0)
+        kvm_vcpus_run(machine->vcpus, machine->vcpu_count);
 }
 
 static int refuse(const struct machine *machine, const char *what, struct error *error)
@@ -115,7 +116,7 @@ static int start_locked(struct machine *machine, struct error *error)
     switch (machine->status) {
     case MACHINE_PRELAUNCH:
     case MACHINE_PAUSED:
-        run_vcpus(machine);
+        machine_run_vcpus(machine);
         set_status(machine, MACHINE_RUNNING);
         machine_post_event(machine, MACHINE_EVENT_RESUME);
         return 0;
@@ -162,9 +163,9 @@ int machine_stop(struct machine *machine, struct error *error)
     return ret;
 }
 
-int machine_reset(struct machine *machine, struct error *error)
+static int reset_locked(struct machine *machine, struct error *error)
 {
-    switch (machine_status(machine)) {
+    switch (machine->status) {
     case MACHINE_PRELAUNCH:
     case MACHINE_RUNNING:
     case MACHINE_PAUSED:
@@ -175,15 +176,36 @@ int machine_reset(struct machine *machine, struct error *error)
     }
 }
 
-int machine_powerdown(struct machine *machine, struct error *error)
+/* With life held, so that a hand-over that begins to pause the guest takes the request along. */
+int machine_reset(struct machine *machine, struct error *error)
 {
-    if (machine_status(machine) != MACHINE_RUNNING)
+    int ret;
+
+    pthread_mutex_lock(&machine->life);
+    ret = reset_locked(machine, error);
+    pthread_mutex_unlock(&machine->life);
+    return ret;
+}
+
+static int powerdown_locked(struct machine *machine, struct error *error)
+{
+    if (machine->status != MACHINE_RUNNING)
         return refuse(machine, "power down", error);
     pthread_mutex_lock(&machine->lock);
     power_press_button(machine->power);
     pthread_mutex_unlock(&machine->lock);
     machine_post_event(machine, MACHINE_EVENT_POWERDOWN);
     return 0;
+}
+
+int machine_powerdown(struct machine *machine, struct error *error)
+{
+    int ret;
+
+    pthread_mutex_lock(&machine->life);
+    ret = powerdown_locked(machine, error);
+    pthread_mutex_unlock(&machine->life);
+    return ret;
 }
 
 void machine_quit(struct machine *machine)
@@ -238,7 +260,7 @@ static void do_reset(struct machine *machine, bool by_host)
         return;
     }
     if (running)
-        run_vcpus(machine);
+        machine_run_vcpus(machine);
     machine_post_event(machine, by_host ? MACHINE_EVENT_RESET_HOST : MACHINE_EVENT_RESET_GUEST);
 }
 

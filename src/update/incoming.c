@@ -4,6 +4,7 @@
  * stage by stage, until the guest runs here or the other side gives up. Main thread. See update.h.
  */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -14,6 +15,12 @@
  * limits: it decides, this side only must not wait for ever. */
 #define REQUEST_LIMIT_MS 120000
 #define REPLY_LIMIT_MS   5000
+
+/* After the go there is one request left, which comes at once. The main loop waits for it. */
+#define FINISH_LIMIT_MS 3000
+
+/* How soon a wait notices a signal. */
+#define SIGNAL_POLL_MS 200
 
 static int answer(struct update_incoming *incoming, int result, uint64_t start_ns,
                   const struct error *why, struct error *error)
@@ -40,27 +47,84 @@ static int take_memory(struct update_incoming *incoming, int fd, struct error *e
     return wire_memory_adopt(&incoming->memory, fd, error);
 }
 
-static int carry_out(struct update_incoming *incoming, int fd, struct error *error)
+/* The stages come in the order of the table, each once: they build upon one another. */
+static const struct stage *next_stage(struct update_incoming *incoming, struct error *error)
 {
     const struct stage *stage = stage_find(incoming->wire.request.stage);
+
+    if (!stage || !stage->incoming) {
+        error_set(error, EPROTO, "this baton (%s) knows no stage '%s'", BATON_VERSION,
+                  incoming->wire.request.stage);
+        return NULL;
+    }
+    while (incoming->due < stage_count && !stages[incoming->due].incoming)
+        incoming->due++;
+    if (stage != &stages[incoming->due]) {
+        error_set(error, EPROTO, "it is not the turn of stage '%s'", stage->name);
+        return NULL;
+    }
+    incoming->due++;
+    return stage;
+}
+
+static int carry_out(struct update_incoming *incoming, int fd, struct error *error)
+{
     int ret = take_memory(incoming, fd, error);
+    const struct stage *stage;
 
     if (ret < 0)
         return ret;
-    if (!stage || !stage->incoming)
-        return error_set(error, EPROTO, "this baton (%s) knows no stage '%s'", BATON_VERSION,
-                         incoming->wire.request.stage);
-    return stage->incoming(incoming, error);
+    stage = next_stage(incoming, error);
+    return stage ? stage->incoming(incoming, error) : -error->code;
+}
+
+/* Whether a signal that ends this process waits for the main loop to take it. Until the guest is
+ * claimed here, such a signal is about the hand-over; afterwards it would end the guest. */
+static bool told_to_end(void)
+{
+    sigset_t pending;
+
+    return sigpending(&pending) == 0 &&
+           (sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1 ||
+            sigismember(&pending, SIGHUP) == 1);
+}
+
+static int will_end(struct error *error)
+{
+    return error_set(error, ECANCELED, "this process was told to end");
+}
+
+/* The next request, or the go. */
+static int receive(struct update_incoming *incoming, bool *go, int *fd, struct error *error)
+{
+    unsigned limit_ms = incoming->runs ? FINISH_LIMIT_MS : REQUEST_LIMIT_MS;
+    uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
+    int ret;
+
+    do {
+        if (!incoming->runs && told_to_end())
+            return will_end(error);
+        ret = wire_receive_request(&incoming->wire, go, fd, SIGNAL_POLL_MS, error);
+    } while (ret == -ETIMEDOUT && clock_ns() < deadline);
+    if (ret == -ETIMEDOUT)
+        return error_set(error, ETIMEDOUT, "the running process asked for nothing within %u ms",
+                         limit_ms);
+    return ret;
 }
 
 static int handle_go(struct update_incoming *incoming, struct error *error)
 {
     uint64_t start = clock_ns();
     struct error ignored;
+    int ret;
 
-    if (!incoming->loaded)
-        return error_set(error, EPROTO, "the go came before the state");
-    incoming_go(incoming);
+    if (!incoming->loaded || incoming->runs)
+        return error_set(error, EPROTO, "it is not the turn of the go");
+    if (told_to_end())
+        return will_end(error);
+    ret = incoming_go(incoming, error);
+    if (ret < 0)
+        return ret;
     memset(&incoming->wire.reply, 0, sizeof(incoming->wire.reply));
     /* Nobody to tell is no reason to stop: the guest runs. */
     answer(incoming, 0, start, NULL, &ignored);
@@ -75,7 +139,7 @@ static int handle_request(struct update_incoming *incoming, bool *finished, stru
     bool go;
     int fd, ret, result;
 
-    ret = wire_receive_request(&incoming->wire, &go, &fd, REQUEST_LIMIT_MS, error);
+    ret = receive(incoming, &go, &fd, error);
     if (ret < 0)
         return ret;
     if (go)
@@ -208,7 +272,6 @@ int update_incoming_finish(struct update_incoming *incoming, struct error *error
         machine_destroy(incoming->machine);
     else if (incoming->machine)
         machine_release(incoming->machine, true);
-    /* Not before: a vCPU that is late marks it on its way into the guest. */
     wire_memory_destroy(&incoming->memory);
     fdset_clear(&incoming->fds);
     sd_event_unref(incoming->loop);

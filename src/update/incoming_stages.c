@@ -141,15 +141,18 @@ int incoming_switch(struct update_incoming *incoming, struct error *error)
     return ret;
 }
 
-/* Nothing may fail from here on; what does is reported and lived with. */
-void incoming_go(struct update_incoming *incoming)
+/* Nothing may fail once the guest is claimed; what does is reported and lived with. */
+int incoming_go(struct update_incoming *incoming, struct error *error)
 {
-    struct error error;
+    struct error ignored;
 
-    machine_run_adopted(incoming->machine, &incoming->memory.shared->ran);
-    if (machine_set_delivery(incoming->machine, KVM_IRQ_PROXY, &error) < 0)
-        log_error("%s", error.message);
+    if (!wire_claim(&incoming->memory, WIRE_RUNS))
+        return error_set(error, ECANCELED, "the go came too late, the guest has been taken back");
+    machine_run_adopted(incoming->machine);
+    if (machine_set_delivery(incoming->machine, KVM_IRQ_PROXY, &ignored) < 0)
+        log_error("%s", ignored.message);
     incoming->runs = true;
+    return 0;
 }
 
 /* When each vCPU went in. The threads may still be on their way. */

@@ -4,6 +4,7 @@
  * when one fails. Runs on the thread of the hand-over.
  */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -12,16 +13,19 @@
 #include "base/util.h"
 #include "update/stages.h"
 
+#define PEER_DEATH_MS 1000
+
 /* Asks the incoming side for its part and waits for the answer. */
 static int ask(struct outgoing *outgoing, const struct stage *stage, struct error *error)
 {
     int ret = wire_send_request(&outgoing->wire, outgoing->request_fd,
                                 outgoing_time_left(outgoing), error);
 
+    outgoing->unanswered = ret == 0;
     if (ret == 0 && stage->follow_up)
         ret = stage->follow_up(outgoing, error);
     if (ret == 0)
-        ret = wire_receive_reply(&outgoing->wire, outgoing_time_left(outgoing), error);
+        ret = outgoing_receive_reply(outgoing, error);
     if (ret == 0 && stage->answered)
         ret = stage->answered(outgoing, error);
     return ret;
@@ -48,25 +52,32 @@ static int run_stage(struct outgoing *outgoing, const struct stage *stage, struc
     return 0;
 }
 
-/* A peer that hangs must not wake up later and touch what is no longer its business. */
-static void get_rid_of_peer(struct outgoing *outgoing, int reason)
+/* A peer that was asked for something and has not answered may be at it still, or wake up later and
+ * take what is ours again. Only when it is dead can that be ruled out. */
+static void get_rid_of_peer(struct outgoing *outgoing)
 {
-    struct channel *channel = outgoing->wire.channel;
+    struct pollfd ends = {.fd = channel_peer_pidfd(outgoing->wire.channel), .events = POLLIN};
 
-    if (!channel || channel_peer_dead(channel))
-        return;
-    if (reason == -ETIMEDOUT) {
-        log_warning("process %d did not answer in time and is killed",
-                    (int)channel_peer_pid(channel));
-        syscall(SYS_pidfd_send_signal, channel_peer_pidfd(channel), SIGKILL, NULL, 0);
+    if (!channel_peer_dead(outgoing->wire.channel)) {
+        log_warning("process %d has not answered and is killed",
+                    (int)channel_peer_pid(outgoing->wire.channel));
+        syscall(SYS_pidfd_send_signal, ends.fd, SIGKILL, NULL, 0);
     }
+    if (poll(&ends, 1, PEER_DEATH_MS) != 1)
+        log_warning("process %d does not die", (int)channel_peer_pid(outgoing->wire.channel));
 }
 
 /* First to last, and not the other way round: mappings and interrupts are back in place before the
- * guest goes on. */
+ * guest goes on. Before anything was changed, a peer that is not stuck sees for itself that nobody
+ * wants its answer any more; one that has not even said hello has nothing of ours. */
 static void undo(struct outgoing *outgoing, unsigned begun, int reason)
 {
-    get_rid_of_peer(outgoing, reason);
+    bool changed = false;
+
+    for (unsigned i = 0; i < begun; i++)
+        changed |= stages[i].undo_outgoing != NULL;
+    if (outgoing->unanswered && (changed || (reason == -ETIMEDOUT && begun > 1)))
+        get_rid_of_peer(outgoing);
     for (unsigned i = 0; i < begun; i++) {
         if (stages[i].undo_outgoing)
             stages[i].undo_outgoing(outgoing);

@@ -5,10 +5,8 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 
 #include "base/log.h"
 #include "base/util.h"
@@ -21,6 +19,15 @@ int outgoing_time_left(const struct outgoing *outgoing)
     uint64_t now = clock_ns();
 
     return now >= outgoing->deadline_ns ? 0 : (int)((outgoing->deadline_ns - now) / 1000000 + 1);
+}
+
+int outgoing_receive_reply(struct outgoing *outgoing, struct error *error)
+{
+    int ret = wire_receive_reply(&outgoing->wire, outgoing_time_left(outgoing), error);
+
+    if (ret == 0 || outgoing->wire.reply.code != 0)
+        outgoing->unanswered = false;
+    return ret;
 }
 
 /* --- hello --------------------------------------------------------------------------------- */
@@ -170,7 +177,7 @@ void outgoing_undo_quiesce(struct outgoing *outgoing)
 
 int outgoing_pause(struct outgoing *outgoing, struct error *error)
 {
-    int ret = machine_pause_for_switch(outgoing->machine, error);
+    int ret = machine_pause_for_switch(outgoing->machine, outgoing->deadline_ns, error);
 
     if (ret < 0)
         return ret;
@@ -198,42 +205,21 @@ int outgoing_go(struct outgoing *outgoing, struct error *error)
     if (!update_commits(outgoing->update))
         return error_set(error, ECANCELED, "cancelled");
     ret = wire_send_go(&outgoing->wire, outgoing_time_left(outgoing), error);
-    outgoing->committed = ret == 0;
+    outgoing->unanswered = ret == 0;
     return ret;
 }
 
-static bool guest_has_run(const struct outgoing *outgoing)
-{
-    return atomic_load(&outgoing->memory.shared->ran) != 0;
-}
-
-static int kill_peer(int pidfd)
-{
-    return (int)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-}
-
-/* Waits until the new process has left the world, by force. Only then is it certain that it will
- * not run the guest after all. */
-static bool peer_is_gone(struct outgoing *outgoing)
-{
-    struct pollfd ends = {.fd = channel_peer_pidfd(outgoing->wire.channel), .events = POLLIN};
-
-    kill_peer(ends.fd);
-    return poll(&ends, 1, 5000) == 1;
-}
-
-/* The go is out and no answer came. If the guest has run over there, it lives or dies there. */
+/* The go is out. If the new process has claimed the guest, it lives or dies there, whatever the
+ * answer; if not, it never will, however late it wakes up. */
 int outgoing_run(struct outgoing *outgoing, struct error *error)
 {
-    int ret = wire_receive_reply(&outgoing->wire, outgoing_time_left(outgoing), error);
+    int ret = outgoing_receive_reply(outgoing, error);
 
-    if (ret == 0 || guest_has_run(outgoing))
+    if (!wire_claim(&outgoing->memory, WIRE_TAKEN_BACK))
         return 0;
-    if (!peer_is_gone(outgoing)) {
-        log_error("the new process neither runs the guest nor dies; the guest stays stopped here");
-        return 0;
-    }
-    return guest_has_run(outgoing) ? 0 : ret;
+    if (ret == 0)
+        return error_set(error, EPROTO, "the new process said that it runs the guest, but does not");
+    return ret;
 }
 
 int outgoing_finish(struct outgoing *outgoing, struct error *error)

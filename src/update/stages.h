@@ -33,7 +33,7 @@ struct outgoing {
     int request_fd;       /**< goes with the next request, or -1; borrowed */
     uint64_t deadline_ns; /**< of the stage under way, CLOCK_MONOTONIC */
     bool paused;          /**< machine_pause_for_switch() is in force */
-    bool committed;       /**< the go has been sent */
+    bool unanswered;      /**< the incoming side has been asked for something and may be at it */
 };
 
 /** The incoming side's hand-over; its functions run on the event loop's thread. */
@@ -52,9 +52,10 @@ struct update_incoming {
     struct fdset fds;
     struct machine *machine;
     struct update_report report;
-    bool loaded; /**< by the switch: the go may come */
-    bool runs;   /**< the guest runs here */
-    int result;  /**< 0, or why it failed: see error */
+    unsigned due; /**< index of the first stage that has not been carried out */
+    bool loaded;  /**< by the switch: the go may come */
+    bool runs;    /**< the guest runs here */
+    int result;   /**< 0, or why it failed: see error */
     struct error error;
 };
 
@@ -96,6 +97,9 @@ int outgoing_finish_answered(struct outgoing *outgoing, struct error *error);
 void outgoing_undo_quiesce(struct outgoing *outgoing);
 void outgoing_undo_pause(struct outgoing *outgoing);
 
+/** Receives the answer to what was asked last, within the stage's time. */
+int outgoing_receive_reply(struct outgoing *outgoing, struct error *error);
+
 /** Milliseconds left of the stage under way. */
 int outgoing_time_left(const struct outgoing *outgoing);
 
@@ -108,8 +112,8 @@ int incoming_quiesce(struct update_incoming *incoming, struct error *error);
 int incoming_switch(struct update_incoming *incoming, struct error *error);
 int incoming_finish(struct update_incoming *incoming, struct error *error);
 
-/** The answer to the go: the guest runs here from now on. Cannot fail. */
-void incoming_go(struct update_incoming *incoming);
+/** The answer to the go: the guest runs here from now on, unless it has been taken back. */
+int incoming_go(struct update_incoming *incoming, struct error *error);
 
 /** Incoming side: interrupts by the kernel again, console on, times collected. */
 void incoming_settle(struct update_incoming *incoming);

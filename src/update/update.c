@@ -31,6 +31,7 @@ struct update {
     struct channel *channel;
     bool cancelled;
     bool committed;
+    bool ended;
 };
 
 const char *update_status_name(enum update_status status)
@@ -164,6 +165,7 @@ static void conclude(struct update *update, int result, const struct error *erro
     struct update_report *report = &update->report;
 
     pthread_mutex_lock(&update->lock);
+    update->ended = true;
     report->total_ns = clock_ns() - report->stages[0].start_ns;
     if (result == 0) {
         report->status = UPDATE_COMPLETED;
@@ -289,7 +291,7 @@ int update_cancel(struct update *update, struct error *error)
     pthread_mutex_lock(&update->lock);
     if (update->committed) {
         ret = error_set(error, EBUSY, "the hand-over is past its commit point");
-    } else {
+    } else if (!update->ended) {
         update->cancelled = true;
         update->report.status = UPDATE_CANCELLING;
         if (update->channel)

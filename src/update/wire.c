@@ -139,7 +139,7 @@ int wire_memory_adopt(struct wire_memory *memory, int fd, struct error *error)
 
     *memory = (struct wire_memory){.fd = fd};
     if (fcntl(fd, F_GET_SEALS) != MEMORY_SEALS || fstat(fd, &status) < 0 ||
-        status.st_size <= (off_t)WIRE_STATE_OFFSET) {
+        status.st_size <= (off_t)WIRE_STATE_OFFSET || status.st_size > (off_t)WIRE_MEMORY_MAX) {
         ret = error_set(error, EPROTO, "the shared memory of the hand-over is not as expected");
     } else {
         memory->size = (size_t)status.st_size;
@@ -250,6 +250,7 @@ int wire_receive_reply(struct wire *wire, int timeout_ms, struct error *error)
 {
     int ret = channel_receive(wire->channel, &wire->message, timeout_ms, error);
 
+    wire->reply.code = 0;
     if (ret < 0)
         return ret;
     if (wire->message.type != WIRE_REPLY || wire->message.fd_count != 0)

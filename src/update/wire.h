@@ -73,14 +73,22 @@ extern const struct state_type wire_request_type, wire_reply_type, wire_batch_ty
 
 /* --- shared memory ------------------------------------------------------------------------- */
 
+/** Whose the guest is once the go is out: whoever claims it first, for ever. */
+enum wire_claim {
+    WIRE_UNCLAIMED = 0,
+    WIRE_RUNS = 1,       /**< incoming side, before the guest's first instruction */
+    WIRE_TAKEN_BACK = 2, /**< outgoing side, which has waited long enough */
+};
+
 /** Head of the memfd that both map; the rest is described by offsets from its start. */
 struct wire_shared {
-    _Atomic uint32_t ran; /**< set by the incoming side before the guest's first instruction */
+    _Atomic uint32_t claim; /**< enum wire_claim */
 };
 
 #define WIRE_DESCRIPTION_OFFSET 4096u
 #define WIRE_DESCRIPTION_SIZE   (256u * 1024u)
 #define WIRE_STATE_OFFSET       (WIRE_DESCRIPTION_OFFSET + WIRE_DESCRIPTION_SIZE)
+#define WIRE_MEMORY_MAX         (256u * 1024u * 1024u) /* far above any machine's state */
 
 struct wire_memory {
     int fd;
@@ -93,6 +101,14 @@ int wire_memory_create(struct wire_memory *memory, size_t state_capacity, struct
 /** Maps the peer's. @param fd taken over, also on failure */
 int wire_memory_adopt(struct wire_memory *memory, int fd, struct error *error);
 void wire_memory_destroy(struct wire_memory *memory);
+
+/** @return whether the guest is the caller's now; false: the other side was first */
+static inline bool wire_claim(const struct wire_memory *memory, enum wire_claim claim)
+{
+    uint32_t unclaimed = WIRE_UNCLAIMED;
+
+    return atomic_compare_exchange_strong(&memory->shared->claim, &unclaimed, (uint32_t)claim);
+}
 
 static inline void *wire_description(const struct wire_memory *memory)
 {
@@ -142,7 +158,7 @@ int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms,
 
 /**
  * Outgoing side: receives a reply into wire->reply. A reply that reports a failure is returned as
- * that failure.
+ * that failure; wire->reply.code is 0 when there was none.
  */
 int wire_receive_reply(struct wire *wire, int timeout_ms, struct error *error);
 
