@@ -94,10 +94,21 @@ int control_create(struct control **out, const struct config *config, sd_event *
     return 0;
 }
 
+/* Outgoing side: the guest runs in the other process, to which paths and pid file belong now. */
+static void give_up_guest(struct control *control)
+{
+    control->handed_over = true;
+    qmp_release(control->qmp);
+}
+
 void control_detach(struct control *control)
 {
     if (control->update)
         update_destroy(STEAL_POINTER(control->update));
+    /* A hand-over that was past its commit point when the loop was ended. */
+    if (control->machine && !control->handed_over &&
+        machine_status(control->machine) == MACHINE_POSTMIGRATE)
+        give_up_guest(control);
     if (control->machine)
         machine_set_event_handler(STEAL_POINTER(control->machine), NULL, NULL);
 }
@@ -108,8 +119,8 @@ void control_destroy(struct control *control)
 
     if (control == NULL)
         return;
-    owner = control->here && !control->handed_over;
     control_detach(control);
+    owner = control->here && !control->handed_over;
     qmp_destroy(control->qmp);
     if (owner && control->pidfile[0])
         runtime_remove_pidfile(control->pidfile);
@@ -215,11 +226,9 @@ static void take_over(struct control *control)
     close_fd(STEAL_FD(control->log_fd));
 }
 
-/* Outgoing side: it runs in the other process. */
 static void leave(struct control *control)
 {
-    control->handed_over = true;
-    qmp_release(control->qmp);
+    give_up_guest(control);
     machine_let_go(control->machine);
     if (qmp_client_count(control->qmp) == 0)
         sd_event_exit(control->loop, 0);

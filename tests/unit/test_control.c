@@ -522,6 +522,23 @@ static void migrate_completed_quit(void **state)
     assert_int_equal(rmdir(path), 0);
 }
 
+/* The loop was ended while the hand-over was past its commit point: paths are the other's. */
+static void migrate_completed_unseen(void **state)
+{
+    struct fixture *fixture = *state;
+    char path[RUNTIME_PATH_SIZE];
+
+    prepare_migration(fixture);
+    check(fixture, MIGRATE "{\"channels\":[" CPR("c") "]}}", "{\"return\":{}}");
+    fixture->machine.status = MACHINE_POSTMIGRATE;
+    control_detach(fixture->control);
+    control_destroy(STEAL_POINTER(fixture->control));
+    assert_false(fixture->machine.let_go);
+    assert_int_equal(unlink(own_path(path)), 0);
+    *strrchr(path, '/') = '\0';
+    assert_int_equal(rmdir(path), 0);
+}
+
 static void migrate_failed(void **state)
 {
     struct fixture *fixture = *state;
@@ -698,6 +715,7 @@ int main(void)
         TEST(migrate_refused),
         TEST(migrate_completed),
         TEST(migrate_completed_quit),
+        TEST(migrate_completed_unseen),
         TEST(migrate_failed),
         TEST(in_use),
         TEST(runtime_checks),
