@@ -167,11 +167,12 @@ class Summary:
 
     def silence(self) -> None:
         observed, floor = self.facts["observed"], self.facts["floor"]["longest_ns"] / 1e6
-        each = [observe.longest_ns(observed, u["begin_ns"], u["end_ns"]) / 1e6 for u in self.facts["updates"]]
+        updates = self.facts["updates"]
+        each = [observe.longest_ns(observed, u["begin_ns"], u["end_ns"]) / 1e6 for u in updates]
         longest = observed["longest_ns"] / 1e6
-        self.line(longest < NOTICEABLE_MS and observed["beats"] > 0, "silence",
-                  f"longest {longest:.1f} ms (updates: {', '.join(f'{ms:.1f}' for ms in each)}); "
-                  f"{floor:.1f} ms without updates")
+        good = observed["beats"] > 0 and longest < NOTICEABLE_MS and all(0 < u["blackout_ms"] < NOTICEABLE_MS for u in updates)
+        self.line(good, "silence", f"longest {longest:.1f} ms (updates: {', '.join(f'{ms:.1f}' for ms in each)}); "
+                                   f"{floor:.1f} ms without updates")
 
     def end(self) -> None:
         self.line(self.facts.get("ended", False), "power-off", "by the guest itself, and the last process ended")
