@@ -399,10 +399,18 @@ int kvm_vcpu_save_task(struct kvm_vcpu *vcpu, void *argument, struct error *erro
     return kvm_vcpu_get_state(vcpu->fd, &vcpu->msrs, vcpu->state, error);
 }
 
+static int write_state(struct kvm_vcpu *vcpu, const struct kvm_vcpu_state *state,
+                       struct error *error)
+{
+    int ret = kvm_vcpu_leave_nested(vcpu->fd, vcpu->initial, error);
+
+    return ret < 0 ? ret : kvm_vcpu_set_state(vcpu->fd, state, error);
+}
+
 int kvm_vcpu_load_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
 {
     (void)argument;
-    return kvm_vcpu_set_state(vcpu->fd, vcpu->state, error);
+    return write_state(vcpu, vcpu->state, error);
 }
 
 /* The TSC goes on: a reset of a processor does not stop the host's. */
@@ -413,5 +421,5 @@ int kvm_vcpu_reset_task(struct kvm_vcpu *vcpu, void *argument, struct error *err
     if (ret < 0)
         return ret;
     vcpu->initial->tsc_offset = vcpu->state->tsc_offset;
-    return kvm_vcpu_set_state(vcpu->fd, vcpu->initial, error);
+    return write_state(vcpu, vcpu->initial, error);
 }

@@ -261,6 +261,11 @@ static int set_nested(int vcpu_fd, const struct kvm_vcpu_state *state, struct er
     return 0;
 }
 
+int kvm_vcpu_leave_nested(int vcpu_fd, const struct kvm_vcpu_state *initial, struct error *error)
+{
+    return set_nested(vcpu_fd, initial, error);
+}
+
 static int get_lapic_and_events(int vcpu_fd, struct kvm_vcpu_state *state, struct error *error)
 {
     struct kvm_mp_state mp_state;

@@ -52,5 +52,12 @@ int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int 
 int kvm_vcpu_get_state(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm_vcpu_state *state,
                        struct error *error);
 
+/**
+ * Takes a vCPU out of what a guest's own hypervisor had made of it (VMXON, a nested guest), before
+ * another state is written: with VMX on, KVM refuses registers with CR4.VMXE clear.
+ * @param initial the state of a vCPU that has never run
+ */
+int kvm_vcpu_leave_nested(int vcpu_fd, const struct kvm_vcpu_state *initial, struct error *error);
+
 /** Writes all state. Allocates nothing. */
 int kvm_vcpu_set_state(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error);

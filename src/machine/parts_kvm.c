@@ -64,6 +64,9 @@ const struct machine_part machine_part_ram = {
 
 /* --- vm: a new one in every process -------------------------------------------------------- */
 
+#define PHYSICAL_BITS_MIN 36u
+#define PHYSICAL_BITS_MAX 52u /* architectural */
+
 /* The 64-bit window for BARs is the third quarter of the physical address space: far above any
  * RAM, and below the ranges at the top that AMD's HyperTransport reserves. */
 static void place_mmio64(struct machine *machine)
@@ -87,14 +90,18 @@ static int map_ram(struct machine *machine, struct error *error)
     return 0;
 }
 
-/* After this, CPUID is in place. */
+/* After this, CPUID is in place. It may come from another process. */
 static int vm_finish(struct machine *machine, struct error *error)
 {
+    unsigned bits = kvm_cpuid_physical_bits(&machine->cpuid);
+
+    if (bits < PHYSICAL_BITS_MIN || bits > PHYSICAL_BITS_MAX)
+        return error_set(error, ENOTSUP, "a processor with %u physical address bits", bits);
     place_mmio64(machine);
     if (machine->ram.size > machine->mmio64_base - LAYOUT_RAM_ABOVE_4G)
         return error_set(error, EINVAL,
                          "-m: this processor's %u address bits leave room for %ju MiB of memory",
-                         kvm_cpuid_physical_bits(&machine->cpuid),
+                         bits,
                          (uintmax_t)((machine->mmio64_base - LAYOUT_RAM_ABOVE_4G) / MIB));
     return map_ram(machine, error);
 }

@@ -407,6 +407,10 @@ int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
         device->state.msix.count = count;
         return vfio_device_error(&device->device, error);
     }
+    if (device->state.armed_index == VFIO_ARMED_MSI && device->config.msi == 0) {
+        error_set(error, EINVAL, "the state has MSI switched on, the device has none");
+        return vfio_device_error(&device->device, error);
+    }
     pci_bars_update(&device->bars, vfio_config_decoding(device));
     /* a BAR that collides is the guest's affair, but one that did not in the other process and does
      * here would be lost by the hand-over */

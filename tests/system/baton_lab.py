@@ -1,0 +1,553 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the system tests share: guests that run under baton in the lab machine (L1), and handles to all sides of them.
+
+A Guest starts `baton run` with a console on a unix socket and a QMP socket, follows its process across updates, and ends
+everything that it started, by process id. Nothing here depends on how fast the machine is: every wait is for an event, and
+its limit is only there so that a hang becomes a failure with logs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BATON = os.environ.get("BATON", "/baton/build/baton")
+KERNEL = os.environ.get("KERNEL", "/lab-cache/bzImage")
+VMLINUX = os.environ.get("VMLINUX", "/lab-cache/vmlinux")
+INITRD = os.environ.get("INITRD", "/lab-cache/guest-initrd.cpio")
+# The builds of tests/skew: same sources, newer state versions; another protocol; and so on.
+SKEW = Path(os.environ.get("BATON_SKEW", "/baton/build/skew"))
+NVME_ROOT = "root=/dev/nvme0n1 rw init=/lab/guest-init"
+PROMPT = "guest# "
+PATIENCE = 120.0  # seconds: what a slow, busy machine may take for anything at all
+BOOT_PATIENCE = 240.0
+STAGES = ("hello", "describe", "prepare", "rehearse", "quiesce", "pause", "switch", "go", "run", "finish")
+
+
+class LabError(AssertionError):
+    """Something that a test waited for did not happen; the message says what there was instead."""
+
+
+def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Polls until condition() is true, and returns its value."""
+    deadline = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: not within {patience:.0f} s")
+        time.sleep(0.02)
+
+
+def run(*words: str | Path, check: bool = True, patience: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a program of L1 and captures what it prints."""
+    done = subprocess.run([str(word) for word in words], text=True, capture_output=True, timeout=patience,
+                          stdin=subprocess.DEVNULL, check=False, **options)
+    if check and done.returncode != 0:
+        raise LabError(f"{' '.join(done.args)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+# ---- devices of L1 ----
+
+def bind(*addresses: str) -> None:
+    """Hands PCI devices to vfio-pci; "all" stands for everything that can be passed through."""
+    run("/baton/lab/bind", *addresses)
+
+
+def unbind(*addresses: str) -> None:
+    run("/baton/lab/bind", "--undo", *addresses)
+
+
+def pci_driver(address: str) -> str:
+    path = Path(f"/sys/bus/pci/devices/0000:{address}/driver")
+    return path.readlink().name if path.exists() else ""
+
+
+def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare: bool = True) -> list[str]:
+    """Options for one passed-through device, with the iommufd object unless it was declared before."""
+    words = ["-object", f"iommufd,id={iommufd}"] if declare else []
+    return words + ["-device", f"vfio-pci,host={address},iommufd={iommufd},id={ident}"]
+
+
+# ---- processes ----
+
+def status_field(pid: int, name: str) -> int:
+    """A number of /proc/PID/status (sizes in KiB), 0 when it is not there."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    return 0
+
+
+def open_files(pid: int) -> list[str]:
+    names = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            names.append(os.readlink(path))
+        except FileNotFoundError:
+            pass
+    return sorted(names)
+
+
+def thread_count(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it exists and has not ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_with(variable: str) -> list[int]:
+    """Processes whose environment holds NAME=VALUE; how a Guest finds what descended from it."""
+    wanted = variable.encode()
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        try:
+            if wanted in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            pass
+    return [pid for pid in sorted(found) if is_alive(pid)]
+
+
+def end_process(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+# ---- QMP ----
+
+class QmpError(Exception):
+    """The server's answer was an error."""
+
+    def __init__(self, command: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{command}: {error}")
+        self.error_class: str = error.get("class", "")
+        self.desc: str = error.get("desc", "")
+
+
+class Qmp:
+    """A QMP client of our own, which hides nothing: raw() and read() are there for tests of the protocol itself."""
+
+    def __init__(self, path: Path | str, *, negotiate: bool = True, patience: float = PATIENCE) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(patience)
+        wait_for(f"connection to {path}", lambda: self._try_connect(path), patience)
+        self.received = b""
+        self.events: list[dict[str, Any]] = []
+        self.greeting = self.read()
+        if negotiate:
+            self.execute("qmp_capabilities")
+
+    def _try_connect(self, path: Path | str) -> bool:
+        try:
+            self.socket.connect(str(path))
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def raw(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read(self) -> dict[str, Any]:
+        """The next message, whatever it is. EOFError when the server has closed."""
+        while b"\n" not in self.received:
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError("the QMP server has closed the connection")
+            self.received += data
+        line, self.received = self.received.split(b"\n", 1)
+        return json.loads(line)
+
+    def answer(self) -> dict[str, Any]:
+        """The next message that is no event; events go to self.events."""
+        while "event" in (message := self.read()):
+            self.events.append(message)
+        return message
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Executes a command; underscores in argument names stand for dashes."""
+        message: dict[str, Any] = {"execute": command}
+        if arguments:
+            message["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
+        self.raw(json.dumps(message).encode() + b"\n")
+        answer = self.answer()
+        if "error" in answer:
+            raise QmpError(command, answer["error"])
+        return answer["return"]
+
+    def event(self, name: str, **data: Any) -> dict[str, Any]:
+        """Waits for an event with this data, drops those before it, and returns it."""
+        while True:
+            message = self.events.pop(0) if self.events else self.read()
+            if message.get("event") == name and all(message.get("data", {}).get(k) == v for k, v in data.items()):
+                return message
+
+    def drain_events(self) -> list[str]:
+        """Names of all events so far (a command in between makes sure that none is under way)."""
+        self.execute("query-status")
+        names = [event["event"] for event in self.events]
+        self.events.clear()
+        return names
+
+
+# ---- console ----
+
+class Console:
+    """The guest's serial console: a client of a unix socket, or any pair of byte functions."""
+
+    def __init__(self, receive: Callable[[], bytes], send: Callable[[bytes], Any], close: Callable[[], Any]) -> None:
+        self._receive, self._send, self.close = receive, send, close
+        self.log = bytearray()  # everything that ever came
+        self.position = 0  # up to where tests have looked
+        self.tokens = 0
+
+    @classmethod
+    def on_socket(cls, path: Path | str, patience: float = PATIENCE) -> Console:
+        client = socket.socket(socket.AF_UNIX)
+
+        def connect() -> bool:
+            try:
+                client.connect(str(path))
+                return True
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+
+        wait_for(f"console at {path}", connect, patience)
+        client.settimeout(0.2)
+
+        def receive() -> bytes:
+            try:
+                data = client.recv(65536)
+            except TimeoutError:
+                return b""
+            if not data:
+                raise EOFError
+            return data
+
+        return cls(receive, client.sendall, client.close)
+
+    @classmethod
+    def on_descriptor(cls, readable: int, writable: int) -> Console:
+        """A terminal or a pair of pipes."""
+        os.set_blocking(readable, False)
+
+        def receive() -> bytes:
+            try:
+                data = os.read(readable, 65536)
+            except BlockingIOError:
+                time.sleep(0.02)
+                return b""
+            except OSError:  # a pty whose other end has closed
+                raise EOFError from None
+            if not data:
+                raise EOFError
+            return data
+
+        return cls(receive, lambda data: os.write(writable, data), lambda: None)
+
+    @property
+    def text(self) -> str:
+        return self.log.decode(errors="replace").replace("\r", "")
+
+    def send(self, text: str) -> None:
+        self._send(text.encode())
+
+    def wait(self, pattern: str, patience: float = PATIENCE) -> re.Match[bytearray]:
+        """Waits for output that matches, from where the last wait ended. A match is a short thing: what was searched
+        in vain is not searched again, but for its end."""
+        expression = re.compile(pattern.encode())
+        deadline = time.monotonic() + patience
+        searched = self.position
+        while True:
+            found = expression.search(self.log, searched)
+            searched = max(self.position, len(self.log) - 256)
+            if found:
+                self.position = found.end()
+                return found
+            if time.monotonic() > deadline:
+                raise LabError(f"console: {pattern!r} did not come in {patience:.0f} s")
+            try:
+                self.log += self._receive()
+            except EOFError:
+                raise LabError(f"console: closed before {pattern!r} came") from None
+
+    def wait_for_end(self, patience: float = PATIENCE) -> None:
+        """Reads until the other side closes."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            try:
+                self.log += self._receive()
+            except (EOFError, ConnectionResetError):
+                return
+        raise LabError("console: still open")
+
+    def wait_prompt(self, patience: float = BOOT_PATIENCE) -> None:
+        """Waits for the guest's shell and makes it quiet: no echo, so that what comes is output."""
+        self.wait(re.escape(PROMPT), patience)
+        self.send("stty -echo 2>/dev/null; PS2=\n")
+        self.command("true")
+
+    def start(self, command: str) -> str:
+        """Types a command; finish() with the token that it returns waits for its end."""
+        self.tokens += 1
+        token = f"t{self.tokens}"
+        self.send(f"{command}\nprintf '@%s:%d@\\n' {token} $?\n")
+        return token
+
+    def finish(self, token: str, patience: float = PATIENCE) -> tuple[int, str]:
+        begin = self.position
+        end = self.wait(rf"@{token}:(\d+)@\r?\n", patience)
+        output = self.log[begin:end.start()].decode(errors="replace").replace("\r", "").replace(PROMPT, "")
+        return int(end[1]), output.strip("\n")
+
+    def status(self, command: str, patience: float = PATIENCE) -> tuple[int, str]:
+        """Runs a command in the guest; its exit status and output."""
+        return self.finish(self.start(command), patience)
+
+    def command(self, command: str, patience: float = PATIENCE) -> str:
+        """The same for a command that must succeed."""
+        status, output = self.status(command, patience)
+        if status != 0:
+            raise LabError(f"guest: {command!r}: exit status {status}\n{output}")
+        return output
+
+
+# ---- guests ----
+
+@dataclass
+class Update:
+    """What `baton update` did."""
+
+    status: int
+    output: str
+    errors: str
+    stages: dict[str, float] = field(default_factory=dict)  # milliseconds
+    blackout_ms: float | None = None
+    total_ms: float | None = None
+
+    @classmethod
+    def parse(cls, done: subprocess.CompletedProcess[str]) -> Update:
+        update = cls(done.returncode, done.stdout, done.stderr)
+        for name, ms in re.findall(r"^  (\w+) +([\d.]+) ms", done.stdout, re.M):
+            update.stages[name] = float(ms)
+        summary = re.search(r"blackout ([\d.]+) ms, total ([\d.]+) ms", done.stdout)
+        if summary:
+            update.blackout_ms, update.total_ms = float(summary[1]), float(summary[2])
+        return update
+
+
+class Guest:
+    """One guest and the processes that run it, from first to last. Use it as a context manager."""
+
+    count = 0
+    living: list[Guest] = []  # not destroyed yet: conftest.py reports them when a test fails
+
+    def __init__(self, *options: str, memory: str = "128M", cpus: int = 1, kernel: str = KERNEL, initrd: str | None = INITRD,
+                 append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None) -> None:
+        Guest.count += 1
+        Guest.living.append(self)
+        self.name = name or f"guest{Guest.count}"
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}."))
+        self.binary = str(binary)
+        self.qmp_path = self.directory / "qmp"
+        self.console_path = self.directory / "console"
+        self.log_path = self.directory / "log"
+        self.runtime = self.directory / "run"
+        self.environment = os.environ | {"BATON_RUNTIME_DIR": str(self.runtime)}
+        self.serial = serial or f"unix:{self.console_path},server=on,wait=off"
+        append = f"console=ttyS0 quiet baton.quiet {append}".strip()
+        self.options = ["-name", self.name, "-m", memory, "-smp", str(cpus), "-nodefaults", "-display", "none",
+                        "-serial", self.serial, "-qmp", f"unix:{self.qmp_path},server=on,wait=off", *options,
+                        "-kernel", kernel, "-append", append, *(["-initrd", initrd] if initrd else [])]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.consoles: list[Console] = []
+        self.clients: list[Qmp] = []
+        self.updates: list[Update] = []
+
+    # -- life --
+
+    def start(self, **options: Any) -> Guest:
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen([self.binary, "run", *self.options], env=self.environment, stderr=log,
+                                            **({"stdin": subprocess.DEVNULL, "stdout": log} | options))
+        return self
+
+    def boot(self) -> Guest:
+        """Starts, and waits for the guest's shell."""
+        self.start()
+        self.console.wait_prompt()
+        return self
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            print(self.report())
+        self.destroy()
+
+    def destroy(self) -> None:
+        """Ends whatever is left, by process id, and waits until its devices are free."""
+        if self not in Guest.living:
+            return
+        Guest.living.remove(self)
+        for console in self.consoles:
+            console.close()
+        for client in self.clients:
+            client.close()
+        for pid in self.processes():
+            end_process(pid)
+        if self.process:
+            self.process.wait(PATIENCE)
+        wait_for(f"the end of {self.name}'s processes", lambda: not self.processes())
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def report(self) -> str:
+        """What a person needs who must find out why a test failed."""
+        parts = [f"==== {self.name}: {' '.join(self.options)}", f"processes: {self.processes()}",
+                 f"---- log\n{self.log[-8000:]}"]
+        for console in self.consoles:
+            try:
+                console.log += console._receive()  # what it said last
+            except (OSError, EOFError):
+                pass
+            parts.append(f"---- console\n{console.text[-6000:]}")
+        for update in self.updates[-2:]:
+            parts.append(f"---- baton update: exit status {update.status}\n{update.output}{update.errors}")
+        return "\n".join(parts)
+
+    @property
+    def log(self) -> str:
+        """Standard error of all processes of this guest."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def processes(self) -> list[int]:
+        return processes_with(f"BATON_RUNTIME_DIR={self.runtime}")
+
+    @property
+    def pid(self) -> int:
+        """The process that runs the guest now, as `baton list` says."""
+        for line in self.list().splitlines()[1:]:
+            words = line.split()
+            if words[0] == self.name:
+                return int(words[1])
+        raise LabError(f"{self.name} is not in baton list:\n{self.list()}")
+
+    def list(self) -> str:
+        return run(self.binary, "list", env=self.environment).stdout
+
+    def exit_status(self, patience: float = PATIENCE) -> int:
+        """Waits for the end of the first process."""
+        assert self.process
+        return self.process.wait(patience)
+
+    def wait_gone(self, patience: float = PATIENCE) -> None:
+        """Waits until no process of the guest is left, wherever it ran last."""
+        def gone() -> bool:
+            if self.process:
+                self.process.poll()
+            return not self.processes()
+        wait_for(f"the end of {self.name}", gone, patience)
+
+    # -- handles --
+
+    @property
+    def console(self) -> Console:
+        if not self.consoles:
+            self.consoles.append(Console.on_socket(self.console_path))
+        return self.consoles[-1]
+
+    @property
+    def qmp(self) -> Qmp:
+        """A client of the guest's present process."""
+        if not self.clients:
+            self.connect_qmp()
+        return self.clients[-1]
+
+    def connect_qmp(self, *, negotiate: bool = True) -> Qmp:
+        client = Qmp(self.qmp_path, negotiate=negotiate)
+        self.clients.append(client)
+        return client
+
+    def command(self, command: str, patience: float = PATIENCE) -> str:
+        return self.console.command(command, patience)
+
+    def kernel_log(self, pattern: str) -> list[str]:
+        """Lines of the guest's kernel log that match. The guest selects them: its console is slow."""
+        return self.command(f"dmesg | grep -iE '{pattern}' || true").splitlines()
+
+    def check_kernel_log(self) -> None:
+        """The guest's kernel has seen nothing unusual, least of all from its devices."""
+        unusual = ("nvme.*(timeout|reset|abort|error)|I/O error|I/O.*timeout|BUG: |WARNING: |Call Trace|rcu.* stall|lockup|"
+                   "nobody cared|unchecked MSR")
+        assert self.kernel_log(unusual) == []
+
+    def run_status(self) -> str:
+        with Qmp(self.qmp_path) as qmp:
+            return qmp.execute("query-status")["status"]
+
+    # -- updates --
+
+    def update(self, *options: str, binary: str | Path | None = None, check: bool = True) -> Update:
+        """`baton update`, as an operator types it. Handles to the former process are dropped."""
+        words = [self.binary, "update", self.name, "--timeout", str(int(PATIENCE)), *options]
+        if binary:
+            words += ["--binary", str(binary)]
+        update = Update.parse(run(*words, check=False, env=self.environment, patience=PATIENCE + 30))
+        self.updates.append(update)
+        if check and update.status != 0:
+            raise LabError(f"baton update: exit status {update.status}\n{update.output}{update.errors}")
+        if update.status == 0:
+            self.drop_clients()
+        return update
+
+    def drop_clients(self) -> None:
+        """The process that handed over stays for its clients: without them it ends."""
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+
+    def check_alive(self) -> None:
+        """The guest computes, its console goes both ways, and exactly one process runs it."""
+        assert self.command("echo $((6 * 7))") == "42"
+        assert self.run_status() == "running"
+        wait_for("one process only", lambda: self.processes() == [self.pid])
+
+
+def cpr_channel(path: Path | str) -> dict[str, Any]:
+    return {"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
+
+
+def main_channel(path: Path | str) -> dict[str, Any]:
+    return {"channel-type": "main", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
