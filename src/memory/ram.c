@@ -15,6 +15,11 @@
 #include "base/util.h"
 #include "memory/layout.h"
 
+/* Linux 5.14. */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define RAM_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static unsigned memfd_flags(uint64_t hugetlb_size)
@@ -42,20 +47,31 @@ static void lay_out(struct ram *ram)
     }
 }
 
-static int map(struct ram *ram, bool populate, struct error *error)
+/* Huge pages are reserved, so that a lack of them is an error here and not SIGBUS later. */
+static int map(struct ram *ram, struct error *error)
 {
+    bool huge = ram->page_size != PAGE_SIZE;
     void *host = mmap(NULL, ram->size, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_NORESERVE | (populate ? MAP_POPULATE : 0), ram->fd, 0);
+                      MAP_SHARED | (huge ? 0 : MAP_NORESERVE), ram->fd, 0);
 
     if (host == MAP_FAILED)
-        return error_set_errno(error, errno, "cannot map %ju MiB of guest memory",
-                               (uintmax_t)(ram->size / MIB));
+        return error_set_errno(error, errno, "cannot map %ju MiB of guest memory%s",
+                               (uintmax_t)(ram->size / MIB),
+                               huge ? " (are enough huge pages of that size free?)" : "");
     ram->host = host;
     /* A core dump of the monitor must not contain the guest. */
     madvise(host, ram->size, MADV_DONTDUMP);
     if (ram->page_size == PAGE_SIZE)
         madvise(host, ram->size, MADV_HUGEPAGE);
     lay_out(ram);
+    return 0;
+}
+
+static int populate(struct ram *ram, struct error *error)
+{
+    if (madvise(ram->host, ram->size, MADV_POPULATE_WRITE) < 0)
+        return error_set_errno(error, errno, "cannot allocate %ju MiB of guest memory",
+                               (uintmax_t)(ram->size / MIB));
     return 0;
 }
 
@@ -82,7 +98,9 @@ int ram_create(struct ram *ram, const char *name, uint64_t size, uint64_t hugetl
     else if (fcntl(fd, F_ADD_SEALS, RAM_SEALS) < 0)
         ret = error_set_errno(error, errno, "memory '%s': cannot seal it", name);
     else
-        ret = map(ram, prealloc, error);
+        ret = map(ram, error);
+    if (ret == 0 && prealloc)
+        ret = populate(ram, error);
     if (ret < 0)
         ram_destroy(ram);
     return ret;
@@ -112,7 +130,7 @@ int ram_adopt(struct ram *ram, int fd, uint64_t size, uint64_t hugetlb_size, str
     init(ram, fd, size, hugetlb_size);
     ret = check_adopted(fd, size, error);
     if (ret == 0)
-        ret = map(ram, false, error);
+        ret = map(ram, error);
     if (ret < 0)
         ram_destroy(ram);
     return ret;

@@ -8,6 +8,7 @@ its limit is only there so that a hang becomes a failure with logs.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -74,6 +75,13 @@ def unbind(*addresses: str) -> None:
 def pci_driver(address: str) -> str:
     path = Path(f"/sys/bus/pci/devices/0000:{address}/driver")
     return path.readlink().name if path.exists() else ""
+
+
+def nvme_guest(*options: str, **more: Any) -> Guest:
+    """A guest whose root file system is on the passed-through NVMe drive at 01:00.0."""
+    append = f"{NVME_ROOT} {more.pop('append', '')}".strip()
+    words = vfio_options("01:00.0", ident="nvme0") if more.pop("device", True) else []
+    return Guest(*words, *options, initrd=None, append=append, **({"memory": "256M"} | more))
 
 
 def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare: bool = True) -> list[str]:
@@ -328,6 +336,7 @@ class Console:
     def finish(self, token: str, patience: float = PATIENCE) -> tuple[int, str]:
         begin = self.position
         end = self.wait(rf"@{token}:(\d+)@\r?\n", patience)
+        self.wait(re.escape(PROMPT))  # so that nobody takes this one for that of a guest that has just come up
         output = self.log[begin:end.start()].decode(errors="replace").replace("\r", "").replace(PROMPT, "")
         return int(end[1]), output.strip("\n")
 
@@ -377,6 +386,7 @@ class Guest:
                  append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None) -> None:
         Guest.count += 1
         Guest.living.append(self)
+        self.cpus = cpus
         self.name = name or f"guest{Guest.count}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}."))
         self.binary = str(binary)
@@ -517,6 +527,23 @@ class Guest:
         with Qmp(self.qmp_path) as qmp:
             return qmp.execute("query-status")["status"]
 
+    # -- in the guest --
+
+    def put(self, path: str, text: str) -> None:
+        """Writes a file in the guest, in pieces that a terminal line takes."""
+        data = base64.b64encode(text.encode()).decode()
+        self.command(f": > {path}.b64")
+        for start in range(0, len(data), 3000):
+            self.command(f"printf %s {data[start:start + 3000]} >> {path}.b64")
+        self.command(f"base64 -d < {path}.b64 > {path}")
+
+    def interrupts(self, pattern: str) -> int:
+        """How many interrupts the guest has handled, of lines of /proc/interrupts that match."""
+        total = 0
+        for line in self.command(f"grep -E '{pattern}' /proc/interrupts || true").splitlines():
+            total += sum(int(word) for word in line.split(":", 1)[1].split()[:self.cpus] if word.isdigit())
+        return total
+
     # -- updates --
 
     def update(self, *options: str, binary: str | Path | None = None, check: bool = True) -> Update:
@@ -545,9 +572,106 @@ class Guest:
         wait_for("one process only", lambda: self.processes() == [self.pid])
 
 
+    def start_incoming(self, *options: str, binary: str | Path | None = None) -> Incoming:
+        """Starts the process that shall take over, with nothing but these options and the channel."""
+        return Incoming(self, options, str(binary or self.binary))
+
+    def hand_over(self, path: Path | str, outcome: str = "completed") -> dict[str, Any]:
+        """Drives a hand-over through QMP, in the words of QEMU's documentation; returns what query-migrate says."""
+        qmp = self.qmp
+        qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        qmp.execute("migrate-set-parameters", mode="cpr-transfer")
+        qmp.execute("migrate", channels=[cpr_channel(path)])
+        while (status := qmp.event("MIGRATION")["data"]["status"]) not in ("completed", "failed", "cancelled"):
+            pass
+        answer = qmp.execute("query-migrate")
+        if status != outcome:
+            raise LabError(f"the hand-over ended '{status}', not '{outcome}': {answer}")
+        return answer
+
+
+class Incoming:
+    """A process that waits for a guest on a cpr channel; it ends with the guest."""
+
+    count = 0
+
+    def __init__(self, guest: Guest, options: tuple[str, ...], binary: str) -> None:
+        Incoming.count += 1
+        self.guest = guest
+        self.path = guest.directory / f"cpr{Incoming.count}"
+        self.log_path = guest.directory / f"incoming{Incoming.count}.log"
+        words = [binary, "run", *options, "-incoming", json.dumps(cpr_channel(self.path))]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(words, env=guest.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def is_listening(self) -> bool:
+        return any(line.split()[-1] == str(self.path) for line in Path("/proc/net/unix").read_text().splitlines())
+
+    def wait_listening(self) -> Incoming:
+        wait_for(f"the incoming process ({self.log})", self.is_listening)
+        return self
+
+    def exit_status(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+class FioLoad:
+    """fio writes and verifies in the guest, over and over, until it is told to stop: no matter how long that takes."""
+
+    COMMAND = ("fio --name=load --filename={target} --size={size} --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio"
+               " --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=0 --minimal")
+
+    def __init__(self, guest: Guest, target: str, size: str = "2M") -> None:
+        self.guest = guest
+        command = self.COMMAND.format(target=target, size=size)
+        guest.put("/tmp/load", f"""
+            n=0
+            rm -f /tmp/load.stop /tmp/load.end
+            while [ ! -e /tmp/load.stop ]; do
+                {command} >/tmp/load.out 2>&1 || break
+                n=$((n + 1))
+                echo $n >/tmp/load.rounds
+            done
+            [ -e /tmp/load.stop ] && echo verified >/tmp/load.end || echo failed >/tmp/load.end
+        """)
+        guest.command("rm -f /tmp/load.rounds; (setsid sh /tmp/load </dev/null >/dev/null 2>&1 &)")
+        self.wait_rounds(1)
+
+    @property
+    def rounds(self) -> int:
+        return int(self.guest.console.status("cat /tmp/load.rounds 2>/dev/null")[1] or 0)
+
+    def wait_rounds(self, more: int) -> None:
+        """Waits until this many further rounds have been written and verified."""
+        wanted = self.rounds + more
+
+        def reached() -> bool:
+            if self.guest.console.status("test -e /tmp/load.end")[0] == 0:
+                raise LabError("fio failed:\n" + self.guest.command("cat /tmp/load.out"))
+            return self.rounds >= wanted
+        wait_for(f"round {wanted} of fio", reached, 300)
+
+    def stop(self) -> int:
+        """Ends it after its present round. @return how many rounds there were, every byte verified"""
+        self.guest.command("touch /tmp/load.stop")
+        wait_for("the end of fio", lambda: self.guest.console.status("test -e /tmp/load.end")[0] == 0, 300)
+        if self.guest.command("cat /tmp/load.end") != "verified":
+            raise LabError("fio failed:\n" + self.guest.command("cat /tmp/load.out"))
+        return self.rounds
+
+
 def cpr_channel(path: Path | str) -> dict[str, Any]:
     return {"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
 
 
-def main_channel(path: Path | str) -> dict[str, Any]:
-    return {"channel-type": "main", "addr": {"transport": "socket", "type": "unix", "path": str(path)}}
+def main_channel() -> dict[str, Any]:
+    """QEMU's channel for device state; baton accepts it, and needs none."""
+    return {"channel-type": "main", "addr": {"transport": "socket", "type": "inet", "host": "0", "port": "44444"}}
