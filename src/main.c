@@ -42,10 +42,15 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *inf
 static int watch_signals(sd_event *loop, struct control *control, struct error *error)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(end_signals); i++) {
-        int ret = sd_event_add_signal(loop, NULL, end_signals[i], on_signal, control);
+        sd_event_source *source;
+        int ret = sd_event_add_signal(loop, &source, end_signals[i], on_signal, control);
 
         if (ret < 0)
             return error_set_errno(error, -ret, "cannot wait for signals");
+        /* Ahead of a hand-over that knocks at the same moment: it would be for nothing. */
+        sd_event_source_set_priority(source, SD_EVENT_PRIORITY_IMPORTANT);
+        sd_event_source_set_floating(source, true);
+        sd_event_source_unref(source);
     }
     return 0;
 }

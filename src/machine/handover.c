@@ -351,8 +351,9 @@ static void set_status(struct machine *machine, enum machine_status status)
     __atomic_store_n(&machine->status, status, __ATOMIC_SEQ_CST);
 }
 
-static int pause_locked(struct machine *machine, uint64_t deadline_ns, struct error *error)
+static int pause_locked(struct machine *machine, unsigned limit_ms, struct error *error)
 {
+    uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
     int ret;
 
     if (machine->status != MACHINE_RUNNING && machine->status != MACHINE_PAUSED &&
@@ -360,7 +361,7 @@ static int pause_locked(struct machine *machine, uint64_t deadline_ns, struct er
         return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
                          machine_status_name(machine->status));
     machine->state.running = machine->status == MACHINE_RUNNING;
-    ret = kvm_vcpus_pause_until(machine->vcpus, machine->vcpu_count, deadline_ns);
+    ret = kvm_vcpus_pause_until(machine->vcpus, machine->vcpu_count, deadline);
     if (ret == 0) {
         set_status(machine, MACHINE_FINISH_MIGRATE);
         return 0;
@@ -371,12 +372,12 @@ static int pause_locked(struct machine *machine, uint64_t deadline_ns, struct er
                                   "device takes too long");
 }
 
-int machine_pause_for_switch(struct machine *machine, uint64_t deadline_ns, struct error *error)
+int machine_pause_for_switch(struct machine *machine, unsigned limit_ms, struct error *error)
 {
     int ret;
 
     pthread_mutex_lock(&machine->life);
-    ret = pause_locked(machine, deadline_ns, error);
+    ret = pause_locked(machine, limit_ms, error);
     pthread_mutex_unlock(&machine->life);
     return ret;
 }

@@ -75,10 +75,11 @@ int machine_load(struct machine *machine, const void *bytes, size_t length, stru
 /**
  * Outgoing: stops the guest for the switch. From here to machine_undo_pause() or
  * machine_handed_over() whoever else wants to change its life is refused.
- * @param deadline_ns CLOCK_MONOTONIC; the guest goes on if it cannot be stopped until then
+ * @param limit_ms the guest goes on if it takes longer to stop; a reset that is under way is waited
+ *                 for in any case
  * @return 0; -ESHUTDOWN when the guest has powered off or failed meanwhile; -ETIMEDOUT
  */
-int machine_pause_for_switch(struct machine *machine, uint64_t deadline_ns, struct error *error);
+int machine_pause_for_switch(struct machine *machine, unsigned limit_ms, struct error *error);
 
 /** Outgoing: the guest goes on here as before. */
 void machine_undo_pause(struct machine *machine);

@@ -220,12 +220,12 @@ static int on_connection(sd_event_source *source, int fd, uint32_t revents, void
     (void)fd;
     (void)revents;
     ret = channel_accept(incoming->listener, &incoming->wire.channel, 0, &incoming->error);
-    if (ret < 0) {
-        log_warning("%s", incoming->error.message);
+    if (ret == -ETIMEDOUT)
         return 0; /* a stranger was turned away; the right one may still come */
+    if (ret == 0) {
+        report(incoming, UPDATE_ACTIVE);
+        ret = take_over(incoming, &incoming->error);
     }
-    report(incoming, UPDATE_ACTIVE);
-    ret = take_over(incoming, &incoming->error);
     close_wire(incoming);
     conclude(incoming, ret);
     return 0;

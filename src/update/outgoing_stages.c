@@ -177,7 +177,8 @@ void outgoing_undo_quiesce(struct outgoing *outgoing)
 
 int outgoing_pause(struct outgoing *outgoing, struct error *error)
 {
-    int ret = machine_pause_for_switch(outgoing->machine, outgoing->deadline_ns, error);
+    int ret = machine_pause_for_switch(outgoing->machine, (unsigned)outgoing_time_left(outgoing),
+                                       error);
 
     if (ret < 0)
         return ret;

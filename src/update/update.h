@@ -3,7 +3,8 @@
  * The hand-over of a running guest from this process to another one: what control/ needs of it.
  * The stages and their order are in stages.h; docs/hand-over.md tells the story.
  *
- * Each side runs its hand-over on a thread of its own; these calls are made on the main thread.
+ * The outgoing side runs its hand-over on a thread of its own, the incoming side on its main thread;
+ * these calls are made on the main thread.
  */
 #pragma once
 
