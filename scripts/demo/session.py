@@ -55,7 +55,9 @@ class Console:
         self.reader.start()
 
     def _read(self, source: TextIO) -> None:
+        log = open("/results/console.log", "w", buffering=1)
         for line in source:
+            log.write(line)
             line = line.rstrip("\r\n").rsplit("\r", 1)[-1]
             if line.startswith("@"):
                 key, _, value = line[1:].partition(" ")
