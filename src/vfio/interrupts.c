@@ -129,6 +129,9 @@ void vfio_vectors_disarm(struct vfio_pci *device)
         warn(device, "cannot disable interrupts", errno);
     device->state.armed_index = VFIO_ARMED_NONE;
     memset(device->state.armed, 0, sizeof(device->state.armed));
+    /* What nobody fetched must not greet the guest when it enables interrupts again. */
+    for (unsigned i = 0; i < device->vector_count; i++)
+        kvm_irq_clear(device->vectors[i].irq);
 }
 
 /* Makes the delivery of one vector what it should be; does nothing when it is that already. */
@@ -279,8 +282,6 @@ void vfio_vectors_reset(struct vfio_pci *device)
     for (unsigned i = 0; i < device->vector_count; i++)
         set_delivery(device, i, false, NULL, &ignored);
     vfio_vectors_disarm(device);
-    for (unsigned i = 0; i < device->vector_count; i++)
-        kvm_irq_clear(device->vectors[i].irq);
 }
 
 /* Allocates the vectors, none of them with an eventfd yet. */
