@@ -25,3 +25,4 @@ dmesg | grep -iE 'nvme.*(timeout|reset|abort|polled|fail|error)|I/O error|EXT4-f
 echo "@log $(dmesg | wc -l)"
 uptime
 echo @done
+stty echo # returns when all output has been sent; the end of the session would drop what has not
