@@ -137,7 +137,7 @@ class Summary:
         status = self.guest.get("fio", ["?"])[-1]
         good = status == "0" and result.get("error") == 0 and result.get("reads", 0) > 0 and self.facts["fio_ran_throughout"]
         self.line(good, "data", f"fio, all along: {result.get('writes', 0):,} blocks written, {result.get('reads', 0):,} read, "
-                                f"checksums verified; exit status {status}")
+                                f"checksums {'' if good else 'not '}verified; exit status {status}")
 
     def kernel_log(self) -> None:
         complaints = self.guest.get("complaint", [])
@@ -163,7 +163,7 @@ class Summary:
         drive = self.drive
         answers = sum(vector.answered for number, vector in drive.vectors.items() if number != ADMIN_VECTOR)
         self.line(not drive.waiting and drive.slowest_answer_ms < ANSWER_LIMIT_MS, "completions",
-                  f"{drive.completions:,}, all taken by the guest, in {answers:,} answers, the slowest after "
+                  f"{drive.completions:,}, {'not ' if drive.waiting else ''}all taken by the guest, in {answers:,} answers, the slowest after "
                   f"{drive.slowest_answer_ms:.1f} ms")
 
     def silence(self) -> None:
