@@ -204,6 +204,16 @@ static int adopt_parts(struct machine *machine, const struct machine_source *sou
     return 0;
 }
 
+/* A terminal of this process's own is another one than the former process's, by whatever name. */
+static void choose_console(struct machine *machine, const struct config *given)
+{
+    machine->console_given = given->given[CONFIG_OPTION_SERIAL] &&
+                             (strncmp(given->serial, "stdio", strlen("stdio")) == 0 ||
+                              strcmp(given->serial, machine->config.serial) != 0);
+    if (machine->console_given)
+        memcpy(machine->config.serial, given->serial, sizeof(given->serial));
+}
+
 int machine_adopt(struct machine **result, const struct config *config,
                   const struct config *given, const struct machine_facts *facts,
                   struct fdset *fds, sd_event *loop, struct error *error)
@@ -215,7 +225,7 @@ int machine_adopt(struct machine **result, const struct config *config,
     if (ret < 0)
         return ret;
     machine->status = MACHINE_INMIGRATE;
-    machine->console_given = given->given[CONFIG_OPTION_SERIAL];
+    choose_console(machine, given);
     ret = adopt_parts(machine, &source, error);
     if (ret < 0) {
         machine_release(machine, true);

@@ -51,8 +51,9 @@ int machine_read_facts(const struct config *config, struct machine_facts *facts,
 /**
  * Builds a machine out of what another process has described, in MACHINE_INMIGRATE, interrupts
  * held.
- * @param config the definition, with this process's own host side (serial) in place
- * @param given  this process's command line: which of the host side is its own
+ * @param config the definition
+ * @param given  this process's command line: a console that it names takes the place of the
+ *               definition's, unless it is the same one, which stays open as it is
  */
 int machine_adopt(struct machine **machine, const struct config *config,
                   const struct config *given, const struct machine_facts *facts,

@@ -31,11 +31,10 @@ int incoming_hello(struct update_incoming *incoming, struct error *error)
     return 0;
 }
 
-/* The host side of a definition: what was given here replaces what the running guest has. */
+/* The host side of a definition: what was given here replaces what the running guest has. The
+ * console is the machine's affair, which may have it from the former process. */
 static void choose_host_side(struct config *config, const struct config *given)
 {
-    if (given->given[CONFIG_OPTION_SERIAL])
-        memcpy(config->serial, given->serial, sizeof(config->serial));
     if (given->given[CONFIG_OPTION_QMP]) {
         memcpy(config->qmp, given->qmp, sizeof(config->qmp));
         config->qmp_count = given->qmp_count;

@@ -261,6 +261,8 @@ class Console:
                 return b""
             if not data:
                 raise EOFError
+            if len(data) < 64:
+                time.sleep(0.01)  # the guest sends a byte at a time: taking each at once would only slow it down
             return data
 
         return cls(receive, client.sendall, client.close)
@@ -383,13 +385,15 @@ class Guest:
     living: list[Guest] = []  # not destroyed yet: conftest.py reports them when a test fails
 
     def __init__(self, *options: str, memory: str = "128M", cpus: int = 1, kernel: str = KERNEL, initrd: str | None = INITRD,
-                 append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None) -> None:
+                 append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None,
+                 wrapper: tuple[str, ...] = ()) -> None:
         Guest.count += 1
         Guest.living.append(self)
         self.cpus = cpus
         self.name = name or f"guest{Guest.count}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}."))
         self.binary = str(binary)
+        self.wrapper = wrapper  # a program that runs another one, as another user or with other limits
         self.qmp_path = self.directory / "qmp"
         self.console_path = self.directory / "console"
         self.log_path = self.directory / "log"
@@ -409,7 +413,7 @@ class Guest:
 
     def start(self, **options: Any) -> Guest:
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen([self.binary, "run", *self.options], env=self.environment, stderr=log,
+            self.process = subprocess.Popen([*self.wrapper, self.binary, "run", *self.options], env=self.environment, stderr=log,
                                             **({"stdin": subprocess.DEVNULL, "stdout": log} | options))
         return self
 
@@ -475,7 +479,7 @@ class Guest:
         raise LabError(f"{self.name} is not in baton list:\n{self.list()}")
 
     def list(self) -> str:
-        return run(self.binary, "list", env=self.environment).stdout
+        return run(*self.wrapper, self.binary, "list", env=self.environment).stdout
 
     def exit_status(self, patience: float = PATIENCE) -> int:
         """Waits for the end of the first process."""
@@ -548,7 +552,7 @@ class Guest:
 
     def update(self, *options: str, binary: str | Path | None = None, check: bool = True) -> Update:
         """`baton update`, as an operator types it. Handles to the former process are dropped."""
-        words = [self.binary, "update", self.name, "--timeout", str(int(PATIENCE)), *options]
+        words = [*self.wrapper, self.binary, "update", self.name, "--timeout", str(int(PATIENCE)), *options]
         if binary:
             words += ["--binary", str(binary)]
         update = Update.parse(run(*words, check=False, env=self.environment, patience=PATIENCE + 30))
