@@ -18,6 +18,7 @@
 #include "base/util.h"
 #include "control/cli.h"
 #include "control/control.h"
+#include "devices/chardev.h"
 #include "machine/config.h"
 #include "machine/machine.h"
 
@@ -151,6 +152,8 @@ static int read_config(struct config *config, int argc, char **argv, struct erro
     char directory[PATH_MAX];
     int ret = config_parse(config, argc, (const char *const *)argv, error);
 
+    if (ret == 0)
+        ret = chardev_check_spec(config->serial, error);
     if (ret < 0)
         return ret;
     if (getcwd(directory, sizeof(directory)) == NULL)

@@ -394,6 +394,13 @@ static int start(struct chardev *chardev, bool active, struct error *error)
     return 0;
 }
 
+int chardev_check_spec(const char *spec, struct error *error)
+{
+    struct backend backend;
+
+    return backend_parse(&backend, spec, error);
+}
+
 int chardev_create(struct chardev **result, const char *name, const char *spec, sd_event *loop,
                    pthread_mutex_t *lock, struct error *error)
 {

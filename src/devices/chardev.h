@@ -36,6 +36,12 @@ struct chardev_ops {
 };
 
 /**
+ * Checks the syntax of "-serial SPEC" and opens nothing.
+ * @return 0, or -EINVAL with an error that says what was expected
+ */
+int chardev_check_spec(const char *spec, struct error *error);
+
+/**
  * Opens a back end, active. Main thread, as adopt and destroy.
  * @param name  of the descriptors that describe and adopt use: "chardev/NAME/..."
  * @param spec  as in "-serial SPEC", QEMU's syntax
