@@ -13,7 +13,7 @@
 
 #include "base/util.h"
 
-#define LINE_SIZE             1024
+#define LINE_SIZE              1024
 #define GUEST_LINES_PER_SECOND 10
 
 static enum log_level log_threshold = LOG_LEVEL_INFO;

@@ -15,12 +15,12 @@
 
 struct boot_config {
     const struct ram *ram;
-    int kernel_fd;       /**< borrowed; read with pread() from 0 */
-    const char *kernel;  /**< path, for messages */
-    int initrd_fd;       /**< borrowed, or -1 */
+    int kernel_fd;      /**< borrowed; read with pread() from 0 */
+    const char *kernel; /**< path, for messages */
+    int initrd_fd;      /**< borrowed, or -1 */
     const char *initrd;
     const char *cmdline;
-    unsigned cpus;       /**< APIC ids are 0 .. cpus - 1 */
+    unsigned cpus;                     /**< APIC ids are 0 .. cpus - 1 */
     uint64_t mmio64_base, mmio64_size; /**< 64-bit PCI window, for the host bridge's _CRS */
 };
 

@@ -51,7 +51,8 @@ int channel_accept(struct channel_listener *listener, struct channel **channel, 
 /** Closes the socket and removes its path, if it is still the one that was bound. NULL is fine. */
 void channel_listener_close(struct channel_listener *listener);
 
-/** Connects to a listening peer and checks by kernel credentials that it is the same user or root. */
+/** Connects to a listening peer and checks by kernel credentials that it is the same user or root.
+ */
 int channel_connect(struct channel **channel, const char *path, int timeout_ms,
                     struct error *error);
 

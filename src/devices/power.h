@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * ACPI fixed hardware (ACPI 6.5, section 4.8): PM1 event and control blocks with power button and
- * SCI, PM timer, and the reset register (ports: memory/layout.h). Callbacks run with the machine's lock held.
+ * SCI, PM timer, and the reset register (ports: memory/layout.h). Callbacks run with the machine's
+ * lock held.
  */
 #pragma once
 

@@ -55,8 +55,8 @@ const struct state_type kvm_cpuid_type = {
 /* Room for KVM's variable-length argument. */
 union cpuid_argument {
     struct kvm_cpuid2 head;
-    uint8_t room[sizeof(struct kvm_cpuid2) +
-                 KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2)];
+    uint8_t
+        room[sizeof(struct kvm_cpuid2) + KVM_CPUID_ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2)];
 };
 
 static unsigned bits_for(unsigned count)

@@ -19,20 +19,20 @@
 #include "base/util.h"
 #include "kvm/vm.h"
 
-#define IOAPIC_PINS     24u
-#define PIC_PINS        16u
-#define DEFAULT_ROUTES  (PIC_PINS + IOAPIC_PINS)
-#define FIRST_MSI_GSI   IOAPIC_PINS
-#define ROUTES_MAX      4096u /* KVM_MAX_IRQ_ROUTES */
-#define PROXY_BATCH     32
+#define IOAPIC_PINS    24u
+#define PIC_PINS       16u
+#define DEFAULT_ROUTES (PIC_PINS + IOAPIC_PINS)
+#define FIRST_MSI_GSI  IOAPIC_PINS
+#define ROUTES_MAX     4096u /* KVM_MAX_IRQ_ROUTES */
+#define PROXY_BATCH    32
 
 struct kvm_irq {
     struct kvm_vm *vm;
     int eventfd;
     unsigned index; /* in kvm_irqs.irqs; its GSI is FIRST_MSI_GSI + index */
     bool masked;
-    bool in_kernel; /* an irqfd is assigned */
-    bool proxied;   /* registered with the proxy; under proxy_lock */
+    bool in_kernel;             /* an irqfd is assigned */
+    bool proxied;               /* registered with the proxy; under proxy_lock */
     struct msi_message message; /* under proxy_lock */
 };
 
@@ -127,8 +127,8 @@ static void inject(struct kvm_irq *irq)
     if (read(irq->eventfd, &count, sizeof(count)) != sizeof(count))
         return; /* somebody else took the signal */
     if (ioctl(irq->vm->fd, KVM_SIGNAL_MSI, &msi) < 0)
-        log_guest("interrupt message 0x%jx/0x%x was refused: %s",
-                  (uintmax_t)irq->message.address, irq->message.data, strerror(errno));
+        log_guest("interrupt message 0x%jx/0x%x was refused: %s", (uintmax_t)irq->message.address,
+                  irq->message.data, strerror(errno));
 }
 
 static void proxy_events(struct kvm_irqs *irqs, const struct epoll_event *events, int count)
@@ -385,7 +385,8 @@ int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct 
                          "devices, or devices with fewer vectors",
                          irqs->capacity);
     *irq = xcalloc(1, sizeof(**irq));
-    **irq = (struct kvm_irq){.vm = vm, .eventfd = eventfd, .index = (unsigned)index, .masked = true};
+    **irq =
+        (struct kvm_irq){.vm = vm, .eventfd = eventfd, .index = (unsigned)index, .masked = true};
     pthread_mutex_lock(&irqs->proxy_lock);
     irqs->irqs[index] = *irq;
     pthread_mutex_unlock(&irqs->proxy_lock);

@@ -225,7 +225,8 @@ static int start_thread(struct kvm_vcpu *vcpu, struct error *error)
     return 0;
 }
 
-static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid_table *cpuid, struct error *error)
+static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid_table *cpuid,
+                     struct error *error)
 {
     void *run;
     int ret;
@@ -251,13 +252,8 @@ int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
 {
     int ret;
 
-    *vcpu = (struct kvm_vcpu){.vm = vm,
-                              .index = index,
-                              .fd = -1,
-                              .mmio = mmio,
-                              .pio = pio,
-                              .ops = ops,
-                              .opaque = opaque};
+    *vcpu = (struct kvm_vcpu){
+        .vm = vm, .index = index, .fd = -1, .mmio = mmio, .pio = pio, .ops = ops, .opaque = opaque};
     vcpu->initial = xcalloc(1, sizeof(*vcpu->initial));
     vcpu->state = xcalloc(1, sizeof(*vcpu->state));
     pthread_mutex_init(&vcpu->lock, NULL);

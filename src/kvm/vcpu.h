@@ -39,7 +39,7 @@ struct kvm_vcpu {
     struct bus *mmio, *pio;
     const struct kvm_vcpu_ops *ops;
     void *opaque;
-    struct kvm_vcpu_msrs msrs;   /**< which MSRs its state consists of */
+    struct kvm_vcpu_msrs msrs;      /**< which MSRs its state consists of */
     struct kvm_vcpu_state *initial; /**< as the kernel made it, for a guest reset */
     struct kvm_vcpu_state *state;   /**< where save and load have their copy */
 
@@ -47,17 +47,17 @@ struct kvm_vcpu {
     bool thread_started;
     pthread_mutex_t lock; /**< of what follows */
     pthread_cond_t changed;
-    bool may_run;   /**< wanted: run guest code */
-    bool ends;      /**< wanted: end the thread */
-    bool in_guest;  /**< is in the exit loop */
+    bool may_run;  /**< wanted: run guest code */
+    bool ends;     /**< wanted: end the thread */
+    bool in_guest; /**< is in the exit loop */
     kvm_vcpu_task *task;
     void *task_argument;
     int task_result;
     struct error task_error;
 
-    uint32_t kicked;             /**< atomic: leave the exit loop soon */
-    uint64_t first_entry_ns;     /**< atomic: of the latest stretch in the guest; 0 before the first */
-    uint64_t last_exit_ns;       /**< atomic: when the guest last stopped */
+    uint32_t kicked;         /**< atomic: leave the exit loop soon */
+    uint64_t first_entry_ns; /**< atomic: of the latest stretch in the guest; 0 before the first */
+    uint64_t last_exit_ns;   /**< atomic: when the guest last stopped */
 };
 
 /** Makes a vCPU, not yet running. @param ops, mmio, pio borrowed */
@@ -67,7 +67,8 @@ int kvm_vcpu_create(struct kvm_vcpu *vcpu, struct kvm_vm *vm, unsigned index,
 /** Ends its thread. */
 void kvm_vcpu_destroy(struct kvm_vcpu *vcpu);
 
-/** Installs the handler of the signal that interrupts KVM_RUN. Once per process, before any vCPU. */
+/** Installs the handler of the signal that interrupts KVM_RUN. Once per process, before any vCPU.
+ */
 int kvm_vcpu_init_signals(struct error *error);
 
 /** Lets vCPUs run guest code. */

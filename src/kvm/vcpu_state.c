@@ -47,10 +47,8 @@ static int check_vcpu(const void *object, struct error *error)
     const struct kvm_vcpu_state *state = object;
 
     if (state->xsave_length < sizeof(struct kvm_xsave))
-        return error_set(error, EINVAL, "xsave area of %u bytes is too short",
-                         state->xsave_length);
-    if (state->msrs_length < sizeof(struct kvm_msrs) ||
-        msrs_of(state)->nmsrs > KVM_VCPU_MSRS_MAX ||
+        return error_set(error, EINVAL, "xsave area of %u bytes is too short", state->xsave_length);
+    if (state->msrs_length < sizeof(struct kvm_msrs) || msrs_of(state)->nmsrs > KVM_VCPU_MSRS_MAX ||
         state->msrs_length != msrs_size(msrs_of(state)->nmsrs))
         return error_set(error, EINVAL, "%u bytes of MSRs are not what their count says",
                          state->msrs_length);

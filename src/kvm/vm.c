@@ -173,8 +173,8 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
                          KVM_SLOTS_MAX);
     region.slot = (unsigned)free;
     if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
-        return error_set_errno(error, errno, "KVM cannot map 0x%jx bytes at 0x%jx",
-                               (uintmax_t)size, (uintmax_t)gpa);
+        return error_set_errno(error, errno, "KVM cannot map 0x%jx bytes at 0x%jx", (uintmax_t)size,
+                               (uintmax_t)gpa);
     vm->slots[free / 64] |= UINT64_C(1) << (free % 64);
     *slot = (unsigned)free;
     return 0;
@@ -280,7 +280,8 @@ int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *err
     return 0;
 }
 
-/* The PIT comes first: loading it may raise its line, which the saved controllers then overwrite. */
+/* The PIT comes first: loading it may raise its line, which the saved controllers then overwrite.
+ */
 int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error)
 {
     struct kvm_pit_state2 pit;

@@ -42,33 +42,33 @@ struct config_vfio_pci {
 /** A machine's definition. Plain data. */
 struct config {
     /* What the guest can see: compared at a hand-over. */
-    char name[CONFIG_ID_SIZE];       /**< -name NAME or guest=NAME; "" when not given */
-    char machine[CONFIG_ID_SIZE];    /**< -machine TYPE: "baton-1.0", alias "baton", "q35" refused */
+    char name[CONFIG_ID_SIZE];    /**< -name NAME or guest=NAME; "" when not given */
+    char machine[CONFIG_ID_SIZE]; /**< -machine TYPE: "baton-1.0", alias "baton", "q35" refused */
     char memory_backend[CONFIG_ID_SIZE]; /**< -machine memory-backend=ID; "" for the implied one */
-    uint64_t memory_size;            /**< -m, bytes; default 512 MiB */
-    uint64_t hugetlb_size;           /**< of the backend; 0 ordinary pages */
+    uint64_t memory_size;                /**< -m, bytes; default 512 MiB */
+    uint64_t hugetlb_size;               /**< of the backend; 0 ordinary pages */
     bool prealloc;
-    unsigned cpus;                   /**< -smp */
+    unsigned cpus; /**< -smp */
     struct config_iommu iommus[CONFIG_IOMMUS_MAX];
     unsigned iommu_count;
     struct config_vfio_pci devices[CONFIG_DEVICES_MAX];
     unsigned device_count;
-    char kernel[CONFIG_PATH_SIZE];   /**< -kernel */
-    char initrd[CONFIG_PATH_SIZE];   /**< -initrd or "" */
+    char kernel[CONFIG_PATH_SIZE]; /**< -kernel */
+    char initrd[CONFIG_PATH_SIZE]; /**< -initrd or "" */
     char append[CONFIG_CMDLINE_SIZE];
 
     /* What only the host sees: inherited at a hand-over unless given anew. */
-    char serial[CONFIG_PATH_SIZE];   /**< -serial SPEC; "stdio" with -nographic; default "none" */
+    char serial[CONFIG_PATH_SIZE]; /**< -serial SPEC; "stdio" with -nographic; default "none" */
     char qmp[CONFIG_QMP_MAX][CONFIG_PATH_SIZE]; /**< PATH of -qmp unix:PATH,server=on,wait=off */
     unsigned qmp_count;
     char pidfile[CONFIG_PATH_SIZE];
 
     /* How this process starts: never travels. */
-    bool start_paused;               /**< -S */
-    bool incoming;                   /**< any -incoming was given */
+    bool start_paused;                   /**< -S */
+    bool incoming;                       /**< any -incoming was given */
     char incoming_cpr[CONFIG_PATH_SIZE]; /**< unix path of the cpr channel */
-    bool help;                       /**< -help: nothing after it was read */
-    bool version;                    /**< -version: nothing after it was read */
+    bool help;                           /**< -help: nothing after it was read */
+    bool version;                        /**< -version: nothing after it was read */
     bool given[16]; /**< which options were on the command line, by enum config_option */
 };
 

@@ -129,8 +129,8 @@ static size_t list_facts(const struct config *config, struct machine_facts *fact
 
 #define FACTS_MAX (1 + CONFIG_IOMMUS_MAX + CONFIG_DEVICES_MAX)
 
-int machine_write_facts(const struct config *config, const struct machine_facts *facts,
-                        void *bytes, size_t capacity, size_t *length, struct error *error)
+int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
+                        size_t capacity, size_t *length, struct error *error)
 {
     struct state_target targets[FACTS_MAX];
     char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
@@ -159,8 +159,8 @@ static void *give_scratch(struct state_target *targets, size_t count)
     return block;
 }
 
-int machine_read_facts(const struct config *config, struct machine_facts *facts,
-                       const void *bytes, size_t length, struct error *error)
+int machine_read_facts(const struct config *config, struct machine_facts *facts, const void *bytes,
+                       size_t length, struct error *error)
 {
     struct state_target targets[FACTS_MAX];
     char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
@@ -214,9 +214,9 @@ static void choose_console(struct machine *machine, const struct config *given)
         memcpy(machine->config.serial, given->serial, sizeof(given->serial));
 }
 
-int machine_adopt(struct machine **result, const struct config *config,
-                  const struct config *given, const struct machine_facts *facts,
-                  struct fdset *fds, sd_event *loop, struct error *error)
+int machine_adopt(struct machine **result, const struct config *config, const struct config *given,
+                  const struct machine_facts *facts, struct fdset *fds, sd_event *loop,
+                  struct error *error)
 {
     const struct machine_source source = {.facts = facts, .fds = fds};
     struct machine *machine;
@@ -378,8 +378,9 @@ static int pause_locked(struct machine *machine, unsigned limit_ms, struct error
     }
     if (machine->state.running)
         machine_run_vcpus(machine);
-    return error_set(error, -ret, "a vCPU could not be paused in time: one of its accesses to a "
-                                  "device takes too long");
+    return error_set(error, -ret,
+                     "a vCPU could not be paused in time: one of its accesses to a "
+                     "device takes too long");
 }
 
 int machine_pause_for_switch(struct machine *machine, unsigned limit_ms, struct error *error)

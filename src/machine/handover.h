@@ -39,14 +39,14 @@ extern const struct state_type machine_state_type, machine_definition_type;
 /** Writes definition, or facts, as a stream of state sections. */
 int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
                              size_t *length, struct error *error);
-int machine_write_facts(const struct config *config, const struct machine_facts *facts,
-                        void *bytes, size_t capacity, size_t *length, struct error *error);
+int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
+                        size_t capacity, size_t *length, struct error *error);
 
 /** Reads them back; hostile input. */
 int machine_read_definition(struct config *config, const void *bytes, size_t length,
                             struct error *error);
-int machine_read_facts(const struct config *config, struct machine_facts *facts,
-                       const void *bytes, size_t length, struct error *error);
+int machine_read_facts(const struct config *config, struct machine_facts *facts, const void *bytes,
+                       size_t length, struct error *error);
 
 /**
  * Builds a machine out of what another process has described, in MACHINE_INMIGRATE, interrupts
@@ -55,9 +55,9 @@ int machine_read_facts(const struct config *config, struct machine_facts *facts,
  * @param given  this process's command line: a console that it names takes the place of the
  *               definition's, unless it is the same one, which stays open as it is
  */
-int machine_adopt(struct machine **machine, const struct config *config,
-                  const struct config *given, const struct machine_facts *facts,
-                  struct fdset *fds, sd_event *loop, struct error *error);
+int machine_adopt(struct machine **machine, const struct config *config, const struct config *given,
+                  const struct machine_facts *facts, struct fdset *fds, sd_event *loop,
+                  struct error *error);
 
 /* --- state --------------------------------------------------------------------------------- */
 

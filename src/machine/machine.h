@@ -22,8 +22,8 @@ struct machine;
 
 /** QEMU's RunState, the part of it that baton has; see machine_status_name(). */
 enum machine_status {
-    MACHINE_PRELAUNCH,      /**< built, waiting for cont (-S) */
-    MACHINE_INMIGRATE,      /**< waiting for, or taking part in, a hand-over as the incoming side */
+    MACHINE_PRELAUNCH, /**< built, waiting for cont (-S) */
+    MACHINE_INMIGRATE, /**< waiting for, or taking part in, a hand-over as the incoming side */
     MACHINE_RUNNING,
     MACHINE_PAUSED,
     MACHINE_FINISH_MIGRATE, /**< outgoing side, guest stopped for the switch */

@@ -90,8 +90,8 @@ static int files_create(struct machine *machine, unsigned index, struct error *e
     return ret < 0 ? ret : open_file("initrd", machine->config.initrd, &machine->initrd_fd, error);
 }
 
-static int files_adopt(struct machine *machine, unsigned index,
-                       const struct machine_source *source, struct error *error)
+static int files_adopt(struct machine *machine, unsigned index, const struct machine_source *source,
+                       struct error *error)
 {
     (void)index;
     machine->kernel_fd = fdset_take(source->fds, error, "boot/kernel");
@@ -137,6 +137,7 @@ const struct machine_part machine_part_files = {
 /* State is applied in this order as well: interrupt controllers before the local APICs (loading
  * an IOAPIC injects what is pending in it, which the APICs' own state then overwrites), TSC offsets
  * before the clock, and devices, which may raise lines, last. */
+/* clang-format off */
 const struct machine_part *const machine_parts[] = {
     &machine_part_own,
     &machine_part_files,
@@ -151,6 +152,7 @@ const struct machine_part *const machine_parts[] = {
     &machine_part_iommufd,
     &machine_part_vfio_pci,
 };
+/* clang-format on */
 
 const unsigned machine_part_count = ARRAY_SIZE(machine_parts);
 

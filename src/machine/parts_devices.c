@@ -297,9 +297,8 @@ static int iommu_part_adopt(struct machine *machine, unsigned index,
     return ret < 0 ? ret : iommu_adopt(&machine->iommus[index], facts, source->fds, error);
 }
 
-static int iommu_part_describe(struct machine *machine, unsigned index,
-                               struct machine_facts *facts, struct fdset *fds,
-                               struct error *error)
+static int iommu_part_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
+                               struct fdset *fds, struct error *error)
 {
     return iommu_describe(machine->iommus[index], &facts->iommus[index], fds, error);
 }
@@ -327,8 +326,8 @@ static unsigned vfio_count(const struct machine *machine)
     return machine->config.device_count;
 }
 
-static void vfio_prepare(const struct machine *machine, unsigned index,
-                         struct vfio_pci_config *own, struct vfio_pci_parents *parents)
+static void vfio_prepare(const struct machine *machine, unsigned index, struct vfio_pci_config *own,
+                         struct vfio_pci_parents *parents)
 {
     const struct config_vfio_pci *config = &machine->config.devices[index];
 

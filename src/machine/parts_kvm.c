@@ -34,8 +34,8 @@ static int ram_part_adopt(struct machine *machine, unsigned index,
     (void)index;
     if (fd < 0)
         return fd;
-    return ram_adopt(&machine->ram, fd, machine->config.memory_size,
-                     machine->config.hugetlb_size, error);
+    return ram_adopt(&machine->ram, fd, machine->config.memory_size, machine->config.hugetlb_size,
+                     error);
 }
 
 static int ram_part_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
@@ -101,8 +101,7 @@ static int vm_finish(struct machine *machine, struct error *error)
     if (machine->ram.size > machine->mmio64_base - LAYOUT_RAM_ABOVE_4G)
         return error_set(error, EINVAL,
                          "-m: this processor's %u address bits leave room for %ju MiB of memory",
-                         bits,
-                         (uintmax_t)((machine->mmio64_base - LAYOUT_RAM_ABOVE_4G) / MIB));
+                         bits, (uintmax_t)((machine->mmio64_base - LAYOUT_RAM_ABOVE_4G) / MIB));
     return map_ram(machine, error);
 }
 

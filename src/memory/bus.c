@@ -67,8 +67,8 @@ int bus_add(struct bus *bus, struct bus_range *range, struct error *error)
 
     assert(range->size != 0);
     if (!range_fits(range->base, range->size, bus->limit))
-        return error_set(error, ERANGE, "'%s' at 0x%jx does not fit the address space",
-                         range->name, (uintmax_t)range->base);
+        return error_set(error, ERANGE, "'%s' at 0x%jx does not fit the address space", range->name,
+                         (uintmax_t)range->base);
     if (index < bus->count && ranges_overlap(range->base, range->size, bus->ranges[index]->base,
                                              bus->ranges[index]->size))
         return error_set(error, EBUSY, "'%s' at 0x%jx overlaps '%s' at 0x%jx", range->name,

@@ -29,14 +29,14 @@
 #define LAYOUT_ACPI_SIZE UINT64_C(0x00020000)
 
 /* Fixed devices: ports and IOAPIC inputs. */
-#define LAYOUT_COM1_PORT         0x3f8u
-#define LAYOUT_COM1_IRQ          4u
-#define LAYOUT_PM1_EVENT_PORT    0x600u /* status and enable, 2 bytes each */
-#define LAYOUT_PM1_CONTROL_PORT  0x604u
-#define LAYOUT_PM_TIMER_PORT     0x608u
-#define LAYOUT_RESET_PORT        0xcf9u
-#define LAYOUT_RESET_VALUE       0x06u
-#define LAYOUT_SCI_IRQ           9u
-#define LAYOUT_S5_SLEEP_TYPE     5u /* SLP_TYPa of \_S5 */
-#define LAYOUT_PCI_ADDRESS_PORT  0xcf8u
-#define LAYOUT_PCI_DATA_PORT     0xcfcu
+#define LAYOUT_COM1_PORT        0x3f8u
+#define LAYOUT_COM1_IRQ         4u
+#define LAYOUT_PM1_EVENT_PORT   0x600u /* status and enable, 2 bytes each */
+#define LAYOUT_PM1_CONTROL_PORT 0x604u
+#define LAYOUT_PM_TIMER_PORT    0x608u
+#define LAYOUT_RESET_PORT       0xcf9u
+#define LAYOUT_RESET_VALUE      0x06u
+#define LAYOUT_SCI_IRQ          9u
+#define LAYOUT_S5_SLEEP_TYPE    5u /* SLP_TYPa of \_S5 */
+#define LAYOUT_PCI_ADDRESS_PORT 0xcf8u
+#define LAYOUT_PCI_DATA_PORT    0xcfcu

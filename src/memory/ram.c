@@ -77,8 +77,8 @@ static int populate(struct ram *ram, struct error *error)
 
 static void init(struct ram *ram, int fd, uint64_t size, uint64_t hugetlb_size)
 {
-    *ram = (struct ram){
-        .fd = fd, .size = size, .page_size = hugetlb_size ? hugetlb_size : PAGE_SIZE};
+    *ram =
+        (struct ram){.fd = fd, .size = size, .page_size = hugetlb_size ? hugetlb_size : PAGE_SIZE};
 }
 
 int ram_create(struct ram *ram, const char *name, uint64_t size, uint64_t hugetlb_size,

@@ -49,8 +49,8 @@ struct state_field {
     const char *name;
     enum state_kind kind;
     size_t offset;
-    size_t size;     /**< of one element; for BLOB and ARRAY of one element, too */
-    size_t capacity; /**< BLOB and ARRAY: elements that fit */
+    size_t size;                      /**< of one element; for BLOB and ARRAY of one element, too */
+    size_t capacity;                  /**< BLOB and ARRAY: elements that fit */
     size_t length_offset;             /**< BLOB and ARRAY: where the uint32_t count is */
     const struct state_field *fields; /**< ARRAY: fields of one element */
     uint64_t minimum, maximum;        /**< UINT: inclusive bounds; others: unused */
@@ -61,9 +61,9 @@ struct state_field {
 /** A kind of object. Tables are constant and live as long as the program. */
 struct state_type {
     const char *name;
-    uint32_t version;     /**< what this build writes */
-    uint32_t min_version; /**< the oldest it reads */
-    size_t size;          /**< of the struct that the offsets are in */
+    uint32_t version;                 /**< what this build writes */
+    uint32_t min_version;             /**< the oldest it reads */
+    size_t size;                      /**< of the struct that the offsets are in */
     const struct state_field *fields; /**< ends with STATE_END */
     /**
      * The oldest version of this type that may load what this build writes; 0 means 1. A reader
@@ -89,8 +89,7 @@ struct state_type {
         .size = sizeof(((type *)0)->member), .minimum = (minimum_), .maximum = (maximum_),         \
         .since = (since_), .fallback = (fallback_)                                                 \
     }
-#define STATE_UINT(type, member, since_)                                                           \
-    STATE_UINT_RANGE(type, member, since_, 0, UINT64_MAX, 0)
+#define STATE_UINT(type, member, since_) STATE_UINT_RANGE(type, member, since_, 0, UINT64_MAX, 0)
 #define STATE_STRING(type, member, since_)                                                         \
     {                                                                                              \
         .name = #member, .kind = STATE_KIND_STRING, .offset = offsetof(type, member),              \
@@ -126,7 +125,7 @@ struct state_writer {
     size_t capacity;
     size_t used;
     uint32_t sections;
-    bool overflow; /**< set once, sticky: something did not fit */
+    bool overflow;                           /**< set once, sticky: something did not fit */
     const char *invalid_id;                  /**< sticky: a section id that no reader would take */
     const struct state_type *invalid_type;   /**< sticky: where a string was that is not UTF-8 */
     const struct state_field *invalid_field; /**< the same: which one */
@@ -157,9 +156,9 @@ struct state_target {
     const char *id;
     const struct state_type *type;
     void *object;
-    void *scratch;  /**< type->size bytes, the caller's; may be shared by nobody */
-    bool optional;  /**< may be absent from the stream: the object is left alone then */
-    bool loaded;    /**< out: was in the stream */
+    void *scratch; /**< type->size bytes, the caller's; may be shared by nobody */
+    bool optional; /**< may be absent from the stream: the object is left alone then */
+    bool loaded;   /**< out: was in the stream */
 };
 
 /**

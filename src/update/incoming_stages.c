@@ -22,11 +22,12 @@ int incoming_hello(struct update_incoming *incoming, struct error *error)
 
     snprintf(reply->version, sizeof(reply->version), "%s", BATON_VERSION);
     if (request->protocol < WIRE_PROTOCOL_MIN || request->protocol_min > WIRE_PROTOCOL)
-        return error_set(error, EPROTO,
-                         "this baton (%s) speaks hand-over protocols %u to %u, the running one (%s) "
-                         "%u to %u: update by way of a version in between",
-                         BATON_VERSION, WIRE_PROTOCOL_MIN, WIRE_PROTOCOL, request->version,
-                         request->protocol_min, request->protocol);
+        return error_set(
+            error, EPROTO,
+            "this baton (%s) speaks hand-over protocols %u to %u, the running one (%s) "
+            "%u to %u: update by way of a version in between",
+            BATON_VERSION, WIRE_PROTOCOL_MIN, WIRE_PROTOCOL, request->version,
+            request->protocol_min, request->protocol);
     reply->protocol = MIN(request->protocol, WIRE_PROTOCOL);
     return 0;
 }
@@ -52,8 +53,8 @@ static int read_description(struct update_incoming *incoming, struct error *erro
     if (request->definition_length > WIRE_DESCRIPTION_SIZE ||
         request->facts_length > WIRE_DESCRIPTION_SIZE - request->definition_length)
         return error_set(error, EPROTO, "the description does not fit its place");
-    ret = machine_read_definition(&incoming->config, description, request->definition_length,
-                                  error);
+    ret =
+        machine_read_definition(&incoming->config, description, request->definition_length, error);
     if (ret == 0)
         ret = config_compare(&incoming->config, incoming->given, error);
     if (ret == 0)
@@ -82,9 +83,9 @@ static int check_identities(const struct fdset *fds, struct error *error)
 
 int incoming_describe(struct update_incoming *incoming, struct error *error)
 {
-    int ret = wire_receive_descriptors(&incoming->wire, &incoming->fds,
-                                       incoming->wire.request.fd_count, DESCRIPTORS_LIMIT_MS,
-                                       error);
+    int ret =
+        wire_receive_descriptors(&incoming->wire, &incoming->fds, incoming->wire.request.fd_count,
+                                 DESCRIPTORS_LIMIT_MS, error);
 
     if (ret < 0)
         return ret;

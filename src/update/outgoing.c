@@ -18,8 +18,8 @@
 /* Asks the incoming side for its part and waits for the answer. */
 static int ask(struct outgoing *outgoing, const struct stage *stage, struct error *error)
 {
-    int ret = wire_send_request(&outgoing->wire, outgoing->request_fd,
-                                outgoing_time_left(outgoing), error);
+    int ret = wire_send_request(&outgoing->wire, outgoing->request_fd, outgoing_time_left(outgoing),
+                                error);
 
     outgoing->unanswered = ret == 0;
     if (ret == 0 && stage->follow_up)

@@ -120,8 +120,8 @@ int outgoing_describe(struct outgoing *outgoing, struct error *error)
 /* Batches follow the request that announced how many descriptors there are. */
 int outgoing_send_descriptors(struct outgoing *outgoing, struct error *error)
 {
-    int ret = wire_send_descriptors(&outgoing->wire, &outgoing->fds, outgoing_time_left(outgoing),
-                                    error);
+    int ret =
+        wire_send_descriptors(&outgoing->wire, &outgoing->fds, outgoing_time_left(outgoing), error);
 
     fdset_clear(&outgoing->fds);
     return ret;
@@ -177,8 +177,8 @@ void outgoing_undo_quiesce(struct outgoing *outgoing)
 
 int outgoing_pause(struct outgoing *outgoing, struct error *error)
 {
-    int ret = machine_pause_for_switch(outgoing->machine, (unsigned)outgoing_time_left(outgoing),
-                                       error);
+    int ret =
+        machine_pause_for_switch(outgoing->machine, (unsigned)outgoing_time_left(outgoing), error);
 
     if (ret < 0)
         return ret;
@@ -219,7 +219,8 @@ int outgoing_run(struct outgoing *outgoing, struct error *error)
     if (!wire_claim(&outgoing->memory, WIRE_TAKEN_BACK))
         return 0;
     if (ret == 0)
-        return error_set(error, EPROTO, "the new process said that it runs the guest, but does not");
+        return error_set(error, EPROTO,
+                         "the new process said that it runs the guest, but does not");
     return ret;
 }
 

@@ -3,8 +3,8 @@
  * The hand-over of a running guest from this process to another one: what control/ needs of it.
  * The stages and their order are in stages.h; docs/hand-over.md tells the story.
  *
- * The outgoing side runs its hand-over on a thread of its own, the incoming side on its main thread;
- * these calls are made on the main thread.
+ * The outgoing side runs its hand-over on a thread of its own, the incoming side on its main
+ * thread; these calls are made on the main thread.
  */
 #pragma once
 
@@ -18,12 +18,12 @@
 /** QEMU's MigrationStatus, the part of it that baton has. */
 enum update_status {
     UPDATE_NONE,
-    UPDATE_SETUP,      /**< preparation: the guest runs */
-    UPDATE_ACTIVE,     /**< from quiesce on */
-    UPDATE_DEVICE,     /**< the guest is stopped */
+    UPDATE_SETUP,  /**< preparation: the guest runs */
+    UPDATE_ACTIVE, /**< from quiesce on */
+    UPDATE_DEVICE, /**< the guest is stopped */
     UPDATE_CANCELLING,
-    UPDATE_CANCELLED,  /**< undone on request; the guest runs here */
-    UPDATE_FAILED,     /**< undone after a failure; the guest runs here */
+    UPDATE_CANCELLED, /**< undone on request; the guest runs here */
+    UPDATE_FAILED,    /**< undone after a failure; the guest runs here */
     UPDATE_COMPLETED,
 };
 const char *update_status_name(enum update_status status);
@@ -50,7 +50,8 @@ struct update_report {
     uint32_t vcpu_count;
     uint64_t vcpu_out_ns[UPDATE_VCPUS_MAX]; /**< last exit from KVM_RUN in the outgoing process */
     uint64_t vcpu_in_ns[UPDATE_VCPUS_MAX];  /**< first entry into KVM_RUN in the incoming one */
-    uint64_t blackout_ns; /**< from the first vCPU's exit to the last one's entry; 0 while unknown */
+    uint64_t
+        blackout_ns; /**< from the first vCPU's exit to the last one's entry; 0 while unknown */
     uint64_t total_ns;
 };
 

@@ -18,7 +18,7 @@
 /* Descriptors whose names surely fit one payload. */
 #define BATCH_MAX 240u
 _Static_assert(BATCH_MAX <= CHANNEL_FDS_MAX, "more descriptors than a message takes");
-_Static_assert(BATCH_MAX * (FDSET_NAME_SIZE + 32) < CHANNEL_PAYLOAD_MAX, "names do not fit");
+_Static_assert(BATCH_MAX *(FDSET_NAME_SIZE + 32) < CHANNEL_PAYLOAD_MAX, "names do not fit");
 
 /* --- tables -------------------------------------------------------------------------------- */
 
@@ -106,8 +106,8 @@ const struct state_type wire_batch_type = {
 
 static int map_memory(struct wire_memory *memory, struct error *error)
 {
-    void *mapping = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-                         memory->fd, 0);
+    void *mapping =
+        mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory->fd, 0);
 
     if (mapping == MAP_FAILED)
         return error_set_errno(error, errno, "cannot map %zu bytes shared with the other process",
@@ -221,8 +221,7 @@ int wire_send_reply(struct wire *wire, int timeout_ms, struct error *error)
     return ret < 0 ? ret : channel_send(wire->channel, &wire->message, timeout_ms, error);
 }
 
-int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms,
-                         struct error *error)
+int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms, struct error *error)
 {
     int ret = channel_receive(wire->channel, &wire->message, timeout_ms, error);
 
@@ -296,8 +295,7 @@ static int take_batch(struct wire *wire, const struct batch *batch, struct fdset
         return error_set(error, EPROTO, "%u names came with %u descriptors", batch->count,
                          wire->message.fd_count);
     for (uint32_t i = 0; i < batch->count; i++) {
-        int ret =
-            fdset_add(fds, STEAL_FD(wire->message.fds[i]), batch->names[i].name, error);
+        int ret = fdset_add(fds, STEAL_FD(wire->message.fds[i]), batch->names[i].name, error);
 
         if (ret < 0)
             return ret;
@@ -305,8 +303,7 @@ static int take_batch(struct wire *wire, const struct batch *batch, struct fdset
     return 0;
 }
 
-static int receive_batch(struct wire *wire, struct fdset *fds, int timeout_ms,
-                         struct error *error)
+static int receive_batch(struct wire *wire, struct fdset *fds, int timeout_ms, struct error *error)
 {
     CLEANUP_FREE struct batch *batch = xcalloc(2, sizeof(*batch));
     int ret = channel_receive(wire->channel, &wire->message, timeout_ms, error);

@@ -46,15 +46,15 @@ struct wire_vcpu {
 /** Asks the incoming side for its part of a stage. What a stage does not need is zero. */
 struct wire_request {
     char stage[WIRE_NAME_SIZE];
-    char version[WIRE_VERSION_SIZE];  /**< hello: of the outgoing baton */
-    uint32_t protocol, protocol_min;  /**< hello */
-    uint64_t definition_length;       /**< describe: in the shared memory */
-    uint64_t facts_length;            /**< describe: likewise, behind the definition */
-    uint32_t fd_count;                /**< describe: descriptors in the batches that follow */
-    uint64_t state_length;            /**< rehearse, switch */
-    uint32_t stage_count;             /**< finish: the breakdown so far */
+    char version[WIRE_VERSION_SIZE]; /**< hello: of the outgoing baton */
+    uint32_t protocol, protocol_min; /**< hello */
+    uint64_t definition_length;      /**< describe: in the shared memory */
+    uint64_t facts_length;           /**< describe: likewise, behind the definition */
+    uint32_t fd_count;               /**< describe: descriptors in the batches that follow */
+    uint64_t state_length;           /**< rehearse, switch */
+    uint32_t stage_count;            /**< finish: the breakdown so far */
     struct wire_stage stages[UPDATE_STAGES_MAX];
-    uint32_t vcpu_count;              /**< finish: last exits from the guest */
+    uint32_t vcpu_count; /**< finish: last exits from the guest */
     struct wire_vcpu vcpus[UPDATE_VCPUS_MAX];
 };
 
@@ -153,8 +153,7 @@ int wire_send_reply(struct wire *wire, int timeout_ms, struct error *error);
  * @param go out: it was the go
  * @param fd out: the descriptor that came along, owned by the caller, or -1
  */
-int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms,
-                         struct error *error);
+int wire_receive_request(struct wire *wire, bool *go, int *fd, int timeout_ms, struct error *error);
 
 /**
  * Outgoing side: receives a reply into wire->reply. A reply that reports a failure is returned as

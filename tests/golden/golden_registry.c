@@ -38,11 +38,13 @@ static const struct golden_override power[] = {
     {"status", 0x100}, {"enable", 0x20}, {"control", 0x1c00}, {0}};
 
 const struct golden_type golden_types[] = {
-    {&kvm_vm_state_type, NULL},   {&kvm_clock_state_type, NULL},    {&kvm_cpuid_type, cpuid},
-    {&kvm_vcpu_state_type, vcpu}, {&pci_host_state_type, pci_host}, {&iommu_facts_type, iommu},
-    {&vfio_pci_facts_type, NULL}, {&vfio_pci_state_type, vfio},     {&serial_state_type, serial},
-    {&chardev_state_type, NULL},  {&power_state_type, power},
-    {&machine_state_type, NULL}, {&machine_definition_type, NULL}, {&wire_request_type, NULL},
-    {&wire_reply_type, NULL}, {&wire_batch_type, NULL},
+    {&kvm_vm_state_type, NULL},       {&kvm_clock_state_type, NULL},
+    {&kvm_cpuid_type, cpuid},         {&kvm_vcpu_state_type, vcpu},
+    {&pci_host_state_type, pci_host}, {&iommu_facts_type, iommu},
+    {&vfio_pci_facts_type, NULL},     {&vfio_pci_state_type, vfio},
+    {&serial_state_type, serial},     {&chardev_state_type, NULL},
+    {&power_state_type, power},       {&machine_state_type, NULL},
+    {&machine_definition_type, NULL}, {&wire_request_type, NULL},
+    {&wire_reply_type, NULL},         {&wire_batch_type, NULL},
 };
 const size_t golden_type_count = ARRAY_SIZE(golden_types);

@@ -9,10 +9,10 @@
 
 #include <cmocka.h>
 #include <errno.h>
-#include <sys/syscall.h>
-#include <linux/kcmp.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "base/error.h"
 #include "base/fdset.h"

@@ -190,7 +190,8 @@ static void test_bad_specs(void **state)
         "pty,x",
         "unix:/tmp/x,server=onx",
         "file:/nonexistent/directory/file",
-        ("unix:/tmp/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+        ("unix:/tmp/"
+         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
          "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,server=on"),
     };
     struct fixture *fixture = *state;

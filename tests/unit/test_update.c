@@ -47,10 +47,10 @@ struct fixture {
 
     pthread_mutex_t lock; /* keeps the hand-over's thread until update is set */
     struct update *update;
-    char log[1024];     /* what was called */
-    const char *fail;   /* the call that fails */
-    const char *cancel; /* the call in which the hand-over is cancelled */
-    unsigned skip;      /* how many of those go well before */
+    char log[1024];               /* what was called */
+    const char *fail;             /* the call that fails */
+    const char *cancel;           /* the call in which the hand-over is cancelled */
+    unsigned skip;                /* how many of those go well before */
     enum update_status cancel_at; /* cancelled in this status, when the peer hangs */
     struct update_report report;
 };
@@ -111,8 +111,8 @@ int machine_write_definition(const struct machine *machine, void *bytes, size_t 
     return step(machine, "definition", error);
 }
 
-int machine_write_facts(const struct config *config, const struct machine_facts *facts,
-                        void *bytes, size_t capacity, size_t *length, struct error *error)
+int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
+                        size_t capacity, size_t *length, struct error *error)
 {
     memset(bytes, 'f', 20);
     *length = 20;
@@ -128,8 +128,8 @@ int machine_read_definition(struct config *config, const void *bytes, size_t len
     return 0;
 }
 
-int machine_read_facts(const struct config *config, struct machine_facts *facts,
-                       const void *bytes, size_t length, struct error *error)
+int machine_read_facts(const struct config *config, struct machine_facts *facts, const void *bytes,
+                       size_t length, struct error *error)
 {
     assert_int_equal(length, 20);
     assert_int_equal(*(const char *)bytes, 'f');
@@ -143,9 +143,9 @@ int config_compare(const struct config *running, const struct config *given, str
     return step(&fixture->machine, "compare", error);
 }
 
-int machine_adopt(struct machine **machine, const struct config *config,
-                  const struct config *given, const struct machine_facts *facts,
-                  struct fdset *fds, sd_event *loop, struct error *error)
+int machine_adopt(struct machine **machine, const struct config *config, const struct config *given,
+                  const struct machine_facts *facts, struct fdset *fds, sd_event *loop,
+                  struct error *error)
 {
     struct fixture *fixture = container_of((struct config *)given, struct fixture, given);
     int ret = step(&fixture->machine, "adopt", error);
@@ -363,8 +363,8 @@ static _Noreturn void be_incoming(const char *path, const struct deviation *devi
 
         if (fd >= 0 && wire_memory_adopt(&memory, fd, &error) < 0)
             _exit(3);
-        wire->reply = (struct wire_reply){.protocol = WIRE_PROTOCOL, .vcpu_count = 2,
-                                          .vcpus = {{3000}, {3001}}};
+        wire->reply = (struct wire_reply){
+            .protocol = WIRE_PROTOCOL, .vcpu_count = 2, .vcpus = {{3000}, {3001}}};
         if (deviates && deviation->deed == REFUSE) {
             wire->reply.code = EINVAL;
             strcpy(wire->reply.message, "I would rather not");
@@ -482,12 +482,8 @@ struct expected {
 
 /* Every stage in which the incoming side is asked for something, and what is undone. */
 static const struct expected asked[] = {
-    {"hello", ""},
-    {"describe", DESCRIBED},
-    {"prepare", DESCRIBED},
-    {"rehearse", REHEARSED},
-    {"quiesce", QUIET BACK},
-    {"switch", SAVED RESUMED},
+    {"hello", ""},           {"describe", DESCRIBED}, {"prepare", DESCRIBED},
+    {"rehearse", REHEARSED}, {"quiesce", QUIET BACK}, {"switch", SAVED RESUMED},
 };
 
 static void each_deviation(struct fixture *fixture, enum deed deed, const char *message)
@@ -539,8 +535,8 @@ static void peer_outdated(void **state)
 /* The guest is ours again after the go when the peer has not claimed it, and only then. */
 static void after_the_go(void **state)
 {
-    static const struct deviation died = {"go", DIE}, lied = {"go", LIE}, claimed = {"go", CLAIM_DIE},
-                                  unfinished = {"finish", DIE};
+    static const struct deviation died = {"go", DIE}, lied = {"go", LIE},
+                                  claimed = {"go", CLAIM_DIE}, unfinished = {"finish", DIE};
     static const struct {
         const struct deviation *deviation;
         const char *message; /* NULL: the guest is gone */
@@ -622,12 +618,8 @@ static void cancelled_at_each_call(void **state)
         unsigned skip;
         const char *log;
     } table[] = {
-        {"describe", 0, DESCRIBED},
-        {"probe", 0, REHEARSED},
-        {"save", 0, REHEARSED},
-        {"proxy", 0, QUIET BACK},
-        {"pause", 0, SAVED RESUMED},
-        {"save", 1, SAVED RESUMED},
+        {"describe", 0, DESCRIBED}, {"probe", 0, REHEARSED},     {"save", 0, REHEARSED},
+        {"proxy", 0, QUIET BACK},   {"pause", 0, SAVED RESUMED}, {"save", 1, SAVED RESUMED},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
@@ -719,9 +711,12 @@ static void fill_request(struct wire_request *request, char what)
                  {'r', "rehearse"}, {'q', "quiesce"},  {'s', "switch"},   {'S', "switch"},
                  {'f', "finish"},   {'x', "dance"}};
 
-    *request = (struct wire_request){.protocol = WIRE_PROTOCOL, .protocol_min = WIRE_PROTOCOL,
-                                     .definition_length = 10, .facts_length = 20,
-                                     .state_length = 30, .vcpu_count = 2,
+    *request = (struct wire_request){.protocol = WIRE_PROTOCOL,
+                                     .protocol_min = WIRE_PROTOCOL,
+                                     .definition_length = 10,
+                                     .facts_length = 20,
+                                     .state_length = 30,
+                                     .vcpu_count = 2,
                                      .vcpus = {{1000}, {1001}}};
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
         if (table[i].what == what)
