@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device nvme:size=64M
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Updates between versions: up, down, alternating under load; what a version cannot take is refused by name."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VERSIONS = {NEXT: "0.2.0", PROTOCOL: "9.0.0", SECTION: "0.3.0"}
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     bind("01:00.0", "02:00.0")
-    with nvme_guest(*vfio_options("02:00.0", ident="nvme1", declare=False)) as guest:
+    with nvme_guest(*vfio_options("02:00.0", ident="blk1", declare=False)) as guest:
         yield guest.boot()
 
 
@@ -64,7 +64,7 @@ def test_downgrade(guest: Guest) -> None:
 
 
 def test_up_and_down_under_load(guest: Guest) -> None:
-    load = FioLoad(guest, "/dev/nvme1n1", "1M")
+    load = FioLoad(guest, "/root/load", "1M")
     for _ in range(3):
         change_to(guest, NEXT)
         change_to(guest, BATON)
