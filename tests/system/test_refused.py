@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device nvme:size=64M
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Updates that do not happen: each says why, the guest runs on under load, and a later update succeeds."""
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from baton_lab import (BATON, FioLoad, Guest, Incoming, QmpError, bind, cpr_chan
 @pytest.fixture(scope="module")
 def running() -> Iterator[Guest]:
     bind("01:00.0", "02:00.0")
-    with nvme_guest(*vfio_options("02:00.0", ident="nvme1", declare=False), cpus=2) as guest:
+    with nvme_guest(*vfio_options("02:00.0", ident="blk1", declare=False), cpus=2) as guest:
         yield guest.boot()
 
 
 @pytest.fixture(scope="module")
 def load(running: Guest) -> FioLoad:
-    return FioLoad(running, "/dev/nvme1n1", "1M")
+    return FioLoad(running, "/root/load", "1M")
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_descriptor_too_few(guest: Guest) -> None:
     assert "describe" in through_proxy(guest, "drop-descriptor", "describe")
 
 
-@pytest.mark.parametrize("name", ["vfio/nvme0/device", "vfio/nvme1/irq/0", "iommu/iommufd0", "ram/0"])
+@pytest.mark.parametrize("name", ["vfio/nvme0/device", "vfio/nvme0/irq/0", "iommu/iommufd0", "ram/0"])
 def test_missing_descriptor(guest: Guest, name: str) -> None:
     """The incoming process misses it by its name."""
     reason = through_proxy(guest, f"rename={name}={name[:-1]}x", "describe")

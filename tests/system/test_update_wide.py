@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 7168 --device nvme --device nvme:size=64M
+# lab: --memory 7168 --device nvme --device virtio-blk:size=64M
 """Updates of bigger guests: two and more vCPUs, memory above 4 GiB, huge pages, no passed-through device at all."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from baton_lab import FioLoad, Guest, bind, nvme_guest, vfio_options
 from test_update import check_report
 
 MakeGuest = Callable[..., Guest]
-SECOND = vfio_options("02:00.0", ident="nvme1", declare=False)
+SECOND = vfio_options("02:00.0", ident="blk1", declare=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_two_processors_under_load(big: Guest) -> None:
     """Both work while the process under them changes, timers and inter-processor interrupts included."""
     for cpu in (1, 2):
         big.command(f"(taskset {cpu} sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &)")
-    load = FioLoad(big, "/dev/nvme1n1", "1M")
+    load = FioLoad(big, "/root/load", "1M")
     for _ in range(3):
         assert big.update().blackout_ms
     assert load.stop() >= 1
@@ -53,10 +53,10 @@ def test_memory_above_four_gigabytes(big: Guest) -> None:
     big.command("mkdir -p /tmp/big; mount -t tmpfs -o size=600m,mpol=default tmpfs /tmp/big")
     # The kernel gives out its upper zone first; the drive writes into it and reads from it.
     big.command("head -c 24M /dev/urandom > /tmp/big/data; sha256sum /tmp/big/data > /tmp/sum", 300)
-    big.command("dd if=/tmp/big/data of=/dev/nvme1n1 bs=1M oflag=direct 2>/dev/null", 300)
+    big.command("dd if=/tmp/big/data of=/dev/vda bs=1M oflag=direct 2>/dev/null", 300)
     big.update()
     big.command("sha256sum -c /tmp/sum", 300)
-    big.command("dd if=/dev/nvme1n1 of=/tmp/big/back bs=1M count=24 iflag=direct 2>/dev/null; cmp /tmp/big/data /tmp/big/back", 300)
+    big.command("dd if=/dev/vda of=/tmp/big/back bs=1M count=24 iflag=direct 2>/dev/null; cmp /tmp/big/data /tmp/big/back", 300)
     big.check_kernel_log()
 
 
