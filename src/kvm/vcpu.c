@@ -14,8 +14,10 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "base/log.h"
 #include "base/util.h"
 
+#define DELIVERY_ERRORS_MAX 8u
 #define KICK_SIGNAL SIGUSR1
 
 /* --- kicks --------------------------------------------------------------------------------- */
@@ -93,10 +95,37 @@ static void fail(struct kvm_vcpu *vcpu, const char *what, uint64_t detail)
     vcpu->ops->failed(vcpu->opaque, vcpu->index, reason);
 }
 
+/* What KVM adds to an internal error: among it the exit reason and a guest-physical address. */
+static void log_internal_error(const struct kvm_vcpu *vcpu)
+{
+    const struct kvm_run *run = vcpu->run;
+
+    for (uint32_t i = 0; i < run->internal.ndata && i < ARRAY_SIZE(run->internal.data); i++)
+        log_error("vCPU %u: KVM internal error: data[%u] = 0x%llx", vcpu->index, i,
+                  (unsigned long long)run->internal.data[i]);
+}
+
+/* Emulated AMD processors leave the kind of an exception that the guest took long ago in
+ * EXITINTINFO (QEMU's TCG clears the valid bit only), and KVM then takes the MMIO access that comes
+ * next for one in the middle of a delivery. Nothing has been done of it, so that entering again is
+ * right; where a delivery really needs MMIO, it fails again at once. */
+static void handle_internal_error(struct kvm_vcpu *vcpu)
+{
+    const struct kvm_run *run = vcpu->run;
+
+    if (run->internal.suberror == KVM_INTERNAL_ERROR_DELIVERY_EV &&
+        ++vcpu->delivery_errors < DELIVERY_ERRORS_MAX)
+        return;
+    log_internal_error(vcpu);
+    fail(vcpu, "KVM internal error", run->internal.suberror);
+}
+
 static void handle_exit(struct kvm_vcpu *vcpu)
 {
     struct kvm_run *run = vcpu->run;
 
+    if (run->exit_reason != KVM_EXIT_INTERNAL_ERROR)
+        vcpu->delivery_errors = 0;
     switch (run->exit_reason) {
     case KVM_EXIT_IO:
         handle_io(vcpu);
@@ -116,7 +145,7 @@ static void handle_exit(struct kvm_vcpu *vcpu)
              run->fail_entry.hardware_entry_failure_reason);
         break;
     case KVM_EXIT_INTERNAL_ERROR:
-        fail(vcpu, "KVM internal error", run->internal.suberror);
+        handle_internal_error(vcpu);
         break;
     default:
         fail(vcpu, "unexpected KVM exit reason", run->exit_reason);

@@ -55,9 +55,10 @@ struct kvm_vcpu {
     int task_result;
     struct error task_error;
 
-    uint32_t kicked;         /**< atomic: leave the exit loop soon */
-    uint64_t first_entry_ns; /**< atomic: of the latest stretch in the guest; 0 before the first */
-    uint64_t last_exit_ns;   /**< atomic: when the guest last stopped */
+    unsigned delivery_errors; /**< in a row; the vCPU's thread only */
+    uint32_t kicked;          /**< atomic: leave the exit loop soon */
+    uint64_t first_entry_ns;  /**< atomic: of the latest stretch in the guest; 0 before the first */
+    uint64_t last_exit_ns;    /**< atomic: when the guest last stopped */
 };
 
 /** Makes a vCPU, not yet running. @param ops, mmio, pio borrowed */
