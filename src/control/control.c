@@ -249,6 +249,14 @@ static void emit_stages(struct control *control, const struct update_report *rep
     }
 }
 
+/* The report is all that is left of a hand-over that was undone: its descriptors are closed now and
+ * not when the next one starts. */
+static void forget_update(struct control *control)
+{
+    if (control->update)
+        update_destroy(STEAL_POINTER(control->update));
+}
+
 void control_progress(void *opaque, const struct update_report *report)
 {
     struct control *control = opaque;
@@ -261,12 +269,12 @@ void control_progress(void *opaque, const struct update_report *report)
     if (control->migration_events)
         qmp_emit(control->qmp, "MIGRATION",
                  json_pack("{s:s}", "status", update_status_name(report->status)));
-    if (report->status != UPDATE_COMPLETED)
-        return;
-    if (report->incoming)
+    if (report->status == UPDATE_COMPLETED && report->incoming)
         take_over(control);
-    else
+    else if (report->status == UPDATE_COMPLETED)
         leave(control);
+    else if (report->status == UPDATE_FAILED || report->status == UPDATE_CANCELLED)
+        forget_update(control);
 }
 
 void control_quit(struct control *control)

@@ -216,7 +216,7 @@ static int on_changed(sd_event_source *source, int fd, uint32_t revents, void *o
     (void)revents;
     (void)!read(fd, &count, sizeof(count));
     update_report(update, &report);
-    update->progress(update->opaque, &report);
+    update->progress(update->opaque, &report); /* may destroy the update */
     return 0;
 }
 

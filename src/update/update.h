@@ -55,7 +55,7 @@ struct update_report {
     uint64_t total_ns;
 };
 
-/** Called on the main thread after each stage and at the end. */
+/** Called on the main thread after each stage and at the end; then it may call update_destroy(). */
 typedef void update_progress_fn(void *opaque, const struct update_report *report);
 
 struct update;
