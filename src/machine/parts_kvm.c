@@ -188,6 +188,7 @@ static unsigned vcpu_count(const struct machine *machine)
 /* vCPU threads ask; the main thread acts. */
 static void on_triple_fault(void *opaque)
 {
+    log_guest("a processor has shut itself down (triple fault): reset");
     machine_post_request(opaque, MACHINE_REQUEST_RESET);
 }
 

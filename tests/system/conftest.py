@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failed test's report shows the logs of every guest that it used, whichever fixture made it."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if not report.failed or call.when != "call":
+    if not report.failed:
         return
     for guest in Guest.living:
         report.sections.append((guest.name, guest.report()))
