@@ -85,7 +85,7 @@ def open_device(address: str) -> int:
     container = os.open("/dev/vfio/vfio", os.O_RDWR)
     fcntl.ioctl(group, SET_CONTAINER, struct.pack("<i", container))
     fcntl.ioctl(container, SET_IOMMU, NOIOMMU)
-    return fcntl.ioctl(group, GET_DEVICE_FD, address.encode() + b"\0")
+    return fcntl.ioctl(group, GET_DEVICE_FD, bytearray(address.encode() + b"\0"), True)  # the descriptor, not the buffer
 
 
 def physical_address(page: mmap.mmap) -> int:

@@ -152,9 +152,12 @@ def test_large_transfer_across_updates(guest: Guest, network: str) -> None:
 
 
 def test_bar_smaller_than_a_page(guest: Guest) -> None:
-    """pvpanic's register is one byte; what is beside it in the page is not the guest's."""
+    """The host's BAR is smaller than a page. One that can be mapped is shown to the guest as a whole page, as VFIO keeps the
+    rest of that page free; another is trapped, and keeps its size."""
+    host_first, host_last = (int(word, 16) for word in (HOST / "0000:04:00.0" / "resource").read_text().split()[:2])
     first, last = (int(word, 16) for word in guest.command(f"head -n 1 {GUEST}/{PANIC}/resource").split()[:2])
-    assert last - first + 1 < 4096
+    assert host_last - host_first + 1 < 4096
+    assert last - first + 1 in (host_last - host_first + 1, 4096)
     guest.command(f"setpci -s {PANIC} COMMAND=0002:0002")
     supported = int(guest.command(f"busybox devmem {first:#x} 8"), 16)
     assert supported & 3 == 3 and supported < 0x10, "the events that it can tell: panicked, crash loaded"
@@ -163,11 +166,11 @@ def test_bar_smaller_than_a_page(guest: Guest) -> None:
 
 
 def test_rom(guest: Guest, rom: bytes) -> None:
-    if not rom:
-        pytest.skip("the NIC of this lab has no ROM")
-    assert rom[:2] == b"\x55\xaa"
-    guest.command(f"echo 1 > {GUEST}/{NIC}/rom && cat {GUEST}/{NIC}/rom > /tmp/rom; echo 0 > {GUEST}/{NIC}/rom", 300)
-    assert guest.command("sha256sum < /tmp/rom").split()[0] == hashlib.sha256(rom).hexdigest()
+    """The first pages of it: each read is an exit."""
+    length = 8192
+    assert rom[:2] == b"\x55\xaa" and len(rom) >= length
+    guest.command(f"echo 1 > {GUEST}/{NIC}/rom && head -c {length} {GUEST}/{NIC}/rom > /tmp/rom; echo 0 > {GUEST}/{NIC}/rom", 300)
+    assert guest.command("sha256sum < /tmp/rom").split()[0] == hashlib.sha256(rom[:length]).hexdigest()
 
 
 def test_io_ports(guest: Guest, network: str) -> None:
