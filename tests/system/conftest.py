@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from baton_lab import Guest
+pytest.register_assert_rewrite("baton_lab")
+
+from baton_lab import Guest  # noqa: E402 (after the registration)
 
 
 @pytest.fixture

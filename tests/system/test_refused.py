@@ -23,7 +23,7 @@ from baton_lab import (BATON, FioLoad, Guest, Incoming, QmpError, bind, cpr_chan
 @pytest.fixture(scope="module")
 def running() -> Iterator[Guest]:
     bind("01:00.0", "02:00.0")
-    with nvme_guest(*vfio_options("02:00.0", ident="blk1", declare=False), cpus=2) as guest:
+    with nvme_guest(*vfio_options("02:00.0", ident="blk1", declare=False)) as guest:
         yield guest.boot()
 
 
