@@ -90,10 +90,13 @@ void update_stage_begins(struct update *update, const struct stage *stage)
 void update_stage_ends(struct update *update, uint64_t incoming_ns)
 {
     struct update_report *report = &update->report;
+    struct update_stage_time *stage;
 
     pthread_mutex_lock(&update->lock);
-    report->stages[report->stage_count - 1].end_ns = clock_ns();
-    report->stages[report->stage_count - 1].incoming_ns = incoming_ns;
+    stage = &report->stages[report->stage_count - 1];
+    stage->end_ns = clock_ns();
+    /* Its answer to the go may have been begun before the stage that waits for it. */
+    stage->incoming_ns = MIN(incoming_ns, stage->end_ns - stage->start_ns);
     pthread_mutex_unlock(&update->lock);
     changed(update);
 }
