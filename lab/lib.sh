@@ -175,7 +175,11 @@ machine_command() {
 		slot=$((slot + 1))
 	done
 	local i
-	[[ ${#traces[@]} == 0 ]] || MACHINE+=(-msg timestamp=on -D "$results/trace.log")
+	if [[ ${#traces[@]} == 0 ]]; then
+		MACHINE+=(-d cpu_reset -D "$RUN/resets.log") # what the processors held if L1 ends in a triple fault
+	else
+		MACHINE+=(-msg timestamp=on -D "$results/trace.log")
+	fi
 	for i in "${traces[@]}"; do
 		MACHINE+=(-trace "$i")
 	done
@@ -255,6 +259,7 @@ keep_console() {
 	local kept
 	kept=$LAB_CACHE/logs/run-$(date +%Y%m%d-%H%M%S)-$$.log
 	cp "$RUN/console.log" "$kept" 2>/dev/null || return 0
+	! grep -qs 'Triple fault' "$RUN/resets.log" || grep -A 40 'Triple fault' "$RUN/resets.log" >>"$kept"
 	find "$LAB_CACHE/logs" -name 'run-*.log' -printf '%T@ %p\n' | sort -rn | tail -n +21 | cut -d' ' -f2- | xargs -r rm -f
 	echo "$kept"
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device edu,dma_mask=0xffffffffffffffff --device e1000e --device pvpanic-pci
+# lab: --cpus 1 --memory 3072 --device nvme --device edu,dma_mask=0xffffffffffffffff --device e1000e --device pvpanic-pci
 """Devices of other kinds beside the NVMe drive: MSI and DMA (edu), a NIC, a BAR smaller than a page, a ROM, I/O ports."""
 
 from __future__ import annotations
