@@ -5,12 +5,13 @@ FUZZ_SECONDS ?= 60
 CLANG ?= clang
 C_FILES = $(shell git ls-files 'src/*.[ch]' 'tests/*.[ch]')
 
-.PHONY: help build check check-lab demo bench lab-shell format tidy asan fuzz install clean
+.PHONY: help build check check-lab endurance demo bench lab-shell format tidy asan fuzz install clean
 
 help:
 	@echo 'make build      build the program and its tests, in $(BUILD)/'
 	@echo 'make check      all tests: unit tests, golden streams, fuzz corpora, the system tests in the lab (./check)'
 	@echo 'make check-lab  only the system tests in the lab'
+	@echo 'make endurance  1000 updates of one guest in a row (tests/endurance COUNT: another number)'
 	@echo 'make demo       see the point of it (./demo)'
 	@echo 'make bench      how long a guest stands still in an update (bench/blackout, 20 updates of a loaded guest)'
 	@echo 'make lab-shell  a shell in the lab machine, with an NVMe drive to pass through'
@@ -32,6 +33,9 @@ check:
 
 check-lab:
 	./check --system
+
+endurance:
+	tests/endurance
 
 demo:
 	./demo

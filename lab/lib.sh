@@ -28,24 +28,38 @@ key_of() {
 	done | sha256sum | cut -c1-16
 }
 
-# Where each cache entry is. An entry that exists is complete: it is built beside its place, then renamed.
-lab_entries() {
-	local root_key kernel_key image_key
-	root_key=$(key_of "$LAB_SUITE ${LAB_PACKAGES[*]}" "$LAB_DIR/build-root")
-	kernel_key=$(key_of "$LAB_SUITE" "$LAB_DIR/build-kernel" "$LAB_DIR/kernel.fragment")
-	image_key=$(key_of "$root_key" "$kernel_key" "$LAB_DIR"/{build-images,guest-init,l1-bootstrap,heartbeat.c,observer.c})
-	LAB_ROOT=$LAB_CACHE/root-$root_key
-	LAB_KERNEL=$LAB_CACHE/kernel-$kernel_key
-	LAB_IMAGES=$LAB_CACHE/images-$image_key
+# The kernels that L1 and its guests can have: the lab's own build, and Debian's own, of the suite and of its backports.
+KERNELS=(lab debian debian-backports)
+
+is_kernel() { # NAME
+	[[ " ${KERNELS[*]} " == *" $1 "* ]]
 }
 
-# The lab's own QEMU is Debian 13's, out of the unpacked root, by that root's loader: it runs on Debian 12 as well.
+kernel_suite() { # NAME (one of Debian's)
+	echo "$LAB_SUITE${1#debian}"
+}
+
+# Where each cache entry is. An entry that exists is complete: it is built beside its place, then renamed.
+lab_entries() {
+	local root_key image_key
+	root_key=$(key_of "$LAB_SUITE ${LAB_PACKAGES[*]}" "$LAB_DIR/build-root")
+	image_key=$(key_of "$root_key" "$LAB_DIR"/{build-images,guest-init,l1-bootstrap,heartbeat.c,observer.c})
+	LAB_ROOT=$LAB_CACHE/root-$root_key
+	LAB_IMAGES=$LAB_CACHE/images-$image_key
+	LAB_EMULATOR=$LAB_CACHE/emulator-$(key_of "$LAB_SUITE" "$LAB_DIR/build-emulator")
+}
+
+kernel_entry() { # NAME
+	case $1 in
+	lab) echo "$LAB_CACHE/kernel-$(key_of "$LAB_SUITE" "$LAB_DIR/build-kernel" "$LAB_DIR/kernel.fragment")" ;;
+	*) echo "$LAB_CACHE/debian-kernel-$(key_of "$(kernel_suite "$1")" "${LAB_ROOT##*/}" "$LAB_DIR"/{build-debian-kernel,debian-modules,debian-init})" ;;
+	esac
+}
+
+# What emulates L1 is the lab's build of QEMU; the firmware is Debian's, out of the unpacked root.
 lab_qemu_command() {
 	QEMU=(
-		env "QEMU_MODULE_DIR=$LAB_ROOT/tree/usr/lib/x86_64-linux-gnu/qemu"
-		"$LAB_ROOT/tree/usr/lib64/ld-linux-x86-64.so.2"
-		--library-path "$LAB_ROOT/tree/usr/lib/x86_64-linux-gnu"
-		"$LAB_ROOT/tree/usr/bin/qemu-system-x86_64"
+		"$LAB_EMULATOR/qemu-system-x86_64"
 		-L "$LAB_ROOT/tree/usr/share/qemu" -L "$LAB_ROOT/tree/usr/share/seabios"
 		-L "$LAB_ROOT/tree/usr/lib/ipxe/qemu"
 	)
@@ -54,7 +68,7 @@ lab_qemu_command() {
 # ---- the lab machine (L1) ----
 
 # Options that lab/run and lab/shell share; both call parse_option for each of these.
-cpus=2 memory=4096 kernel='' append='' results='' verbose=''
+cpus=2 memory=4096 kernel=lab append='' results='' verbose=''
 devices=() traces=() environment=()
 
 machine_usage() {
@@ -69,7 +83,11 @@ machine_usage() {
 		                       e1000e igb e1000 rtl8139 virtio-net   a NIC, cabled to the interface lab0 (lab1, ...) of L1
 		                       virtio-blk[:size=..] virtio-rng ahci[:size=..] edu
 		                     or any other -device string of QEMU's
-		  --kernel PATH      L1's kernel (default: the lab's)
+		  --kernel KERNEL    for L1 and for guests, one of
+		                       lab               the lab's own build, newest of Debian's sources, with iommufd (default)
+		                       debian            Debian's kernel as it is: legacy VFIO containers, no iommufd
+		                       debian-backports  the same, of Debian's backports: newer
+		                     or a PATH: a kernel with everything built in, for L1 alone; its guests have the lab's
 		  --append STRING    more for L1's kernel command line
 		  --trace PATTERN    trace the emulator's devices (for instance 'pci_nvme_*'), into trace.log of the results;
 		                     can be given several times
@@ -97,7 +115,10 @@ parse_option() {
 		;;
 	esac
 	case $1 in
-	--cpus) cpus=$2 ;;
+	--cpus)
+		[[ $2 =~ ^[1-8]$ ]] || die "--cpus: '$2' is not a number from 1 to 8"
+		cpus=$2
+		;;
 	--memory) memory=$2 ;;
 	--device) devices+=("$2") ;;
 	--kernel) kernel=$2 ;;
@@ -106,6 +127,21 @@ parse_option() {
 	--keep) results=$2 ;;
 	--env) environment+=("$2") ;;
 	esac
+}
+
+# Prepares what the machine needs; sets LAB_KERNEL, where the guests' kernel is, and kernel_file, L1's.
+prepare_machine() {
+	local name=lab
+	if is_kernel "$kernel"; then
+		name=$kernel
+	elif [[ ! -f $kernel ]]; then
+		die "--kernel: '$kernel' is neither a file nor one of ${KERNELS[*]}"
+	fi
+	"$LAB_DIR/prepare" --kernel "$name"
+	lab_entries
+	LAB_KERNEL=$(kernel_entry "$name")
+	kernel_file=$LAB_KERNEL/bzImage
+	is_kernel "$kernel" || kernel_file=$kernel
 }
 
 # A directory of this run: control share, kernel log, blank drives, results that nobody keeps.
@@ -132,11 +168,21 @@ remove_stale_runs() {
 	done
 }
 
+# Guests of a kernel with modules need these in their initramfs, and need an initramfs to find their root file system.
+guest_initramfs() {
+	if [[ -e $LAB_KERNEL/guest-modules.cpio ]]; then
+		cat "$LAB_IMAGES/guest-initrd.cpio" "$LAB_KERNEL/guest-modules.cpio" >"$RUN/control/guest-initrd.cpio"
+		echo "INITRD=/run/lab/guest-initrd.cpio ROOT_INITRD=/run/lab/guest-initrd.cpio"
+	else
+		echo "INITRD=/lab-cache/guest-initrd.cpio ROOT_INITRD="
+	fi
+}
+
 # What L1 runs: environment and a function, as a bash file in the control share.
 write_command() { # WORD...
 	{
-		echo "export BATON=/baton/build/baton KERNEL=/lab-cache/bzImage VMLINUX=/lab-cache/vmlinux"
-		echo "export INITRD=/lab-cache/guest-initrd.cpio RESULTS=/results PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1"
+		echo "export BATON=/baton/build/baton KERNEL=/lab-kernel/bzImage VMLINUX=/lab-kernel/vmlinux $(guest_initramfs)"
+		echo "export RESULTS=/results PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1"
 		local pair
 		for pair in "${environment[@]}"; do
 			[[ $pair =~ ^[A-Za-z_][A-Za-z_0-9]*= ]] || die "--env: '$pair' is not NAME=VALUE"
@@ -157,15 +203,16 @@ machine_command() {
 		"${QEMU[@]}" -name baton-lab -nodefaults -no-user-config -display none -no-reboot
 		-machine q35,kernel-irqchip=split,sata=off,smbus=off -accel tcg,thread=multi -cpu "max,la57=off"
 		-smp "$cpus" -m "$memory" -device intel-iommu,intremap=on
-		-kernel "${kernel:-$LAB_IMAGES/bzImage}"
-		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check $append"
+		-kernel "$kernel_file"
+		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check tsc_early_khz=1000000 tsc=reliable $append"
 		-serial "file:$RUN/console.log"
 		-drive "if=none,id=root,file=$LAB_IMAGES/root.ext4,format=raw,snapshot=on,cache=unsafe"
-		-device virtio-blk-pci,drive=root,addr=2
-		-device virtio-serial-pci,id=ports,addr=3
+		-device virtio-blk-pci,drive=root,addr=1
+		-device virtio-serial-pci,id=ports,addr=2
 	)
-	local slot=4 access
-	for share in "baton:$REPOSITORY" "lab-cache:$LAB_IMAGES" "control:$RUN/control" "results:$results"; do
+	[[ $kernel_file != "$LAB_KERNEL"/* || ! -e $LAB_KERNEL/l1-initrd.cpio ]] || MACHINE+=(-initrd "$LAB_KERNEL/l1-initrd.cpio")
+	local slot=3 access
+	for share in "baton:$REPOSITORY" "lab-cache:$LAB_IMAGES" "lab-kernel:$LAB_KERNEL" "control:$RUN/control" "results:$results"; do
 		access=on
 		[[ $share != control:* && $share != results:* ]] || access=off
 		MACHINE+=(

@@ -13,7 +13,7 @@ STAGE_LOGS=${STAGE_LOGS:-${BATON_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bato
 # shellcheck disable=SC2034 # for those who source this
 BUILD_PACKAGES=(
 	gcc libc6-dev meson ninja-build pkg-config python3 patch acpica-tools
-	libjansson-dev libcbor-dev libsystemd-dev libcmocka-dev
+	libjansson-dev libcbor-dev libsystemd-dev libseccomp-dev libcmocka-dev
 )
 
 say() {

@@ -3,7 +3,7 @@
 """The part of ./demo that runs in the lab machine (L1): boots the guest, shows its console, updates the process under it
 three times, and writes what was measured to /results/facts.json, for verdict.py.
 
-usage: session.py THIS-BATON OTHER-BATON
+usage: session.py iommufd|legacy THIS-BATON OTHER-BATON
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from screen import Screen  # noqa: E402
 
 NAME = "demo"
 DRIVE = "01:00.0"
+# How the drive is passed through.
+DEVICE = {"iommufd": ["-object", "iommufd,id=iommufd0", "-device", f"vfio-pci,host={DRIVE},iommufd=iommufd0,id=nvme0"],
+          "legacy": ["-device", f"vfio-pci,host={DRIVE},id=nvme0"]}
 FIO_SECONDS = 26
 FLOOR_SECONDS = 5
 BETWEEN_UPDATES = 2.0
-PATIENCE = 120
+PATIENCE = 300
 PREPARATION = ("hello", "describe", "prepare", "rehearse", "quiesce")
 STOPPED = ("pause", "switch", "go", "run")
 
@@ -98,13 +101,13 @@ def show_command(label: str, words: list[str]) -> None:
     screen.item(label, line)
 
 
-def start_guest(binary: str) -> tuple[subprocess.Popen[str], Console]:
+def start_guest(binary: str, backend: str) -> tuple[subprocess.Popen[str], Console]:
     run = base64.b64encode(BOOTSTRAP.encode()).decode()
     append = (f"console=ttyS0 quiet pci=lastbus=0 baton.quiet root=/dev/nvme0n1 rw init=/lab/guest-init "
               f"{observe.APPEND} baton.run={run}")
-    words = [binary, "run", "-name", NAME, "-m", "512M", "-smp", "2", "-nographic", "-object", "iommufd,id=iommufd0",
-             "-device", f"vfio-pci,host={DRIVE},iommufd=iommufd0,id=nvme0", "-kernel", os.environ["KERNEL"],
-             "-append", append]
+    initrd = os.environ["ROOT_INITRD"]  # where the guest's drivers are modules
+    words = [binary, "run", "-name", NAME, "-m", "512M", "-smp", "2", "-nographic", *DEVICE[backend],
+             "-kernel", os.environ["KERNEL"], *(["-initrd", initrd] if initrd else []), "-append", append]
     show_command("guest", ["baton", *words[1:-1], "'console=ttyS0 root=/dev/nvme0n1 rw ...'"])
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace",
                                stderr=open("/results/baton.log", "a"))
@@ -121,7 +124,7 @@ def executable(pid: int) -> str:
 
 
 def version_of(binary: str) -> str:
-    return subprocess.run([binary, "version"], text=True, capture_output=True, check=True).stdout.split()[-1]
+    return subprocess.run([binary, "version"], text=True, capture_output=True, check=True).stdout.split()[1]
 
 
 def listed(binary: str) -> tuple[int, str]:
@@ -190,11 +193,11 @@ def measure(binaries: list[str], console: Console, pid: int, facts: dict[str, An
     console.wait("done", FIO_SECONDS + PATIENCE)
 
 
-def session(this: str, other: str) -> dict[str, Any]:
+def session(backend: str, this: str, other: str) -> dict[str, Any]:
     binaries = [this, other, this, other]
     facts: dict[str, Any] = {"updates": [], "versions": [version_of(binary) for binary in binaries]}
     subprocess.run(["/lab/bind", DRIVE], check=True, stdout=subprocess.DEVNULL)
-    process, console = start_guest(this)
+    process, console = start_guest(this, backend)
     console.wait("ready")
     console.send((HERE / "guest.sh").read_text().replace("FIO_SECONDS", str(FIO_SECONDS)) + "\n@end\n")
     console.wait("fio-works")
@@ -211,7 +214,7 @@ def session(this: str, other: str) -> dict[str, Any]:
 
 def main() -> int:
     try:
-        facts = session(*sys.argv[1:3])
+        facts = session(*sys.argv[1:4])
     except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
         screen.item("failed", str(problem))
         for line in Path("/results/baton.log").read_text().splitlines()[-15:]:

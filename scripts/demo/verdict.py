@@ -25,7 +25,6 @@ import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ NOTICEABLE_MS = 250.0  # a pause that a person at a terminal would notice
 AFTERMATH_NS = 500_000_000
 ANSWER_LIMIT_MS = 5000.0
 ADMIN_VECTOR = 0
+TRACE_LINE = re.compile(r"\d+@(?P<seconds>[0-9.]+):(?P<event>pci_nvme_\w+) ?(?P<text>.*)")
 
 
 @dataclass
@@ -60,11 +60,7 @@ class Drive:
     waiting: dict[int, float] = field(default_factory=dict)  # queue: when the oldest unanswered completion was posted
 
 
-def milliseconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp.rstrip("Z")).timestamp() * 1000
-
-
-def take(drive: Drive, time: str, event: str, text: str) -> None:
+def take(drive: Drive, time_ms: float, event: str, text: str) -> None:
     """One line of the trace."""
     if event == "pci_nvme_irq_msix":
         drive.vectors[int(text.split()[-1])].raised += 1
@@ -72,33 +68,35 @@ def take(drive: Drive, time: str, event: str, text: str) -> None:
         queue = int(text.split()[3])
         if drive.vector_of_queue.get(queue, 0) != ADMIN_VECTOR:
             drive.completions += 1
-            drive.waiting.setdefault(queue, milliseconds(time))
+            drive.waiting.setdefault(queue, time_ms)
     elif event == "pci_nvme_mmio_doorbell_cq":
-        answer(drive, int(text.split()[1]), milliseconds(time))
+        answer(drive, int(text.split()[1]), time_ms)
     elif event == "pci_nvme_create_cq":
         found = re.search(r"cqid=(\d+), vector=(\d+)", text)
         assert found
         drive.vector_of_queue[int(found[1])] = int(found[2])
     elif event in ("pci_nvme_pci_reset", "pci_nvme_mmio_stopped", "pci_nvme_mmio_shutdown_set"):
         drive.resets += 1
+    elif event == "pci_nvme_err_req_status" and len(drive.vector_of_queue) == 1:
+        pass  # no I/O queue yet: the driver finds out what the drive can do (Debian's asks for TCG Opal)
     elif event.startswith("pci_nvme_err_"):
         drive.errors += 1
 
 
-def answer(drive: Drive, queue: int, time: float) -> None:
+def answer(drive: Drive, queue: int, time_ms: float) -> None:
     drive.vectors[drive.vector_of_queue.get(queue, 0)].answered += 1
     if queue in drive.waiting:
-        drive.slowest_answer_ms = max(drive.slowest_answer_ms, time - drive.waiting.pop(queue))
+        drive.slowest_answer_ms = max(drive.slowest_answer_ms, time_ms - drive.waiting.pop(queue))
 
 
 def read_trace(path: Path, markers: int) -> Drive:
     """The firmware and L1 had the drive before the guest: what counts begins with the last start before the first marker."""
     drive = Drive()
     for line in path.open(errors="replace"):
-        words = line.rstrip("\n").split(" ", 2)
-        if len(words) < 2 or not words[1].startswith("pci_nvme_"):
+        found = TRACE_LINE.match(line)
+        if not found:
             continue
-        event, text = words[1], words[2] if len(words) > 2 else ""
+        event, text = found["event"], found["text"]
         if event == "pci_nvme_mmio_start_success" and not any(v.raised for v in drive.vectors.values()):
             drive = Drive()  # nobody before the guest has interrupts
         if event == "pci_nvme_mmio_start_success":
@@ -108,7 +106,7 @@ def read_trace(path: Path, markers: int) -> Drive:
             if drive.markers == markers:
                 break
         else:
-            take(drive, words[0], event, text)
+            take(drive, float(found["seconds"]) * 1000, event, text)
     return drive
 
 
