@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/util.h"
+
 int error_set(struct error *error, int code, const char *format, ...)
 {
     va_list args;
@@ -16,6 +18,7 @@ int error_set(struct error *error, int code, const char *format, ...)
     vsnprintf(error->message, sizeof(error->message), format, args);
     va_end(args);
     error->code = code;
+    error->remedy = 0;
     return -code;
 }
 
@@ -30,7 +33,22 @@ int error_set_errno(struct error *error, int code, const char *format, ...)
     used = strlen(error->message);
     snprintf(error->message + used, sizeof(error->message) - used, ": %s", strerror(code));
     error->code = code;
+    error->remedy = 0;
     return -code;
+}
+
+int error_add_remedy(struct error *error, const char *format, ...)
+{
+    size_t used = strlen(error->message);
+    va_list args;
+
+    snprintf(error->message + used, sizeof(error->message) - used, ": ");
+    used = strlen(error->message);
+    va_start(args, format);
+    vsnprintf(error->message + used, sizeof(error->message) - used, format, args);
+    va_end(args);
+    error->remedy = (unsigned)used;
+    return -error->code;
 }
 
 int error_prefix(struct error *error, const char *format, ...)
@@ -45,5 +63,7 @@ int error_prefix(struct error *error, const char *format, ...)
     used = strlen(message);
     snprintf(message + used, sizeof(message) - used, "%s", error->message);
     memcpy(error->message, message, sizeof(message));
+    if (error->remedy)
+        error->remedy = (unsigned)MIN(error->remedy + used, strlen(message));
     return -error->code;
 }

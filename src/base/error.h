@@ -17,6 +17,7 @@
 struct error {
     int code; /**< positive errno, 0 when nothing failed */
     char message[ERROR_MESSAGE_SIZE];
+    unsigned remedy; /**< where in the message the remedy begins; 0: it is not told apart */
 };
 
 /**
@@ -36,6 +37,14 @@ int error_set(struct error *error, int code, const char *format, ...)
  */
 int error_set_errno(struct error *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/**
+ * Adds what to do about a failure that is set already: ": ", then the remedy, which a list of
+ * blockers (base/blocker.h) shows apart from the reason.
+ * @return -error->code
+ */
+int error_add_remedy(struct error *error, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /**
  * Puts context in front of an error that is already set ("device 'nvme0': " + what happened).

@@ -117,15 +117,17 @@ bool fdset_contains(const struct fdset *set, const char *name)
     return find(set, name, &index);
 }
 
-/* kcmp orders the kernel's objects: 0 same, 1 less, 2 greater; anything else tells nothing, and
- * descriptors stand in, which are never the same. */
-static int compare_objects(const void *a, const void *b)
+/* kcmp orders the kernel's objects: 0 same, 1 less, 2 greater. Where it fails, @p failed gets errno
+ * (once one is there it stays), and descriptors stand in, which are never the same. */
+static int compare_objects(const void *a, const void *b, void *failed)
 {
     const struct fdset_entry *const *left = a, *const *right = b;
     long order = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, (*left)->fd, (*right)->fd);
 
     if (order >= 0 && order <= 2)
         return order == 0 ? 0 : order == 1 ? -1 : 1;
+    if (*(int *)failed == 0)
+        *(int *)failed = errno;
     return ((*left)->fd > (*right)->fd) - ((*left)->fd < (*right)->fd);
 }
 
@@ -133,17 +135,21 @@ int fdset_check_distinct(const struct fdset *set, const char *prefix, struct err
 {
     CLEANUP_FREE const struct fdset_entry **sorted = xcalloc(set->count + 1, sizeof(*sorted));
     size_t count = 0;
+    int failed = 0;
 
     for (size_t i = 0; i < set->count; i++) {
         if (strncmp(set->entries[i].name, prefix, strlen(prefix)) == 0)
             sorted[count++] = &set->entries[i];
     }
-    qsort(sorted, count, sizeof(*sorted), compare_objects);
+    qsort_r(sorted, count, sizeof(*sorted), compare_objects, &failed);
     for (size_t i = 1; i < count; i++) {
-        if (compare_objects(&sorted[i - 1], &sorted[i]) == 0)
+        if (compare_objects(&sorted[i - 1], &sorted[i], &failed) == 0)
             return error_set(error, EEXIST, "descriptors '%s' and '%s' are the same object",
                              sorted[i - 1]->name, sorted[i]->name);
     }
+    /* A kernel or a sandbox without kcmp is no reason against a hand-over. */
+    if (failed != 0 && failed != ENOSYS && failed != EPERM)
+        return error_set_errno(error, failed, "cannot compare descriptors");
     return 0;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Log lines on standard error. The only mutable file-scope state of the program lives in log.c.
+ * Log lines on standard error. Mutable file-scope state of the program lives in log.c,
+ * trace.c and sandbox.c only.
  */
 #pragma once
 
