@@ -15,10 +15,13 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/sandbox.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "control/cli.h"
 #include "control/control.h"
 #include "devices/chardev.h"
+#include "iommu/iommu.h"
 #include "machine/config.h"
 #include "machine/machine.h"
 
@@ -137,9 +140,22 @@ static int run_guest(const struct config *config, struct error *error)
     return ret;
 }
 
+/* And what it was built with. */
 static int print_version(int argc, char **argv)
 {
-    puts("baton " BATON_VERSION);
+    static const enum iommu_backend backends[] = {IOMMU_BACKEND_IOMMUFD, IOMMU_BACKEND_TYPE1};
+    const char *before = ": ";
+
+    fputs("baton " BATON_VERSION "\nVFIO back ends", stdout);
+    for (size_t i = 0; i < ARRAY_SIZE(backends); i++) {
+        const char *name = iommu_built_in(backends[i]);
+
+        if (name == NULL)
+            continue;
+        printf("%s%s", before, name);
+        before = ", ";
+    }
+    puts(before[0] == ':' ? ": none" : "");
     return EXIT_SUCCESS;
 }
 
@@ -158,7 +174,36 @@ static int read_config(struct config *config, int argc, char **argv, struct erro
         return ret;
     if (getcwd(directory, sizeof(directory)) == NULL)
         return error_set_errno(error, errno, "cannot find the working directory");
-    return config_make_paths_absolute(config, directory, error);
+    ret = config_make_paths_absolute(config, directory, error);
+    if (ret == 0 && !config->help && !config->version)
+        ret = config_claim_descriptors(config, error);
+    return ret;
+}
+
+static int print_trace_events(void)
+{
+    for (unsigned i = 0; i < TRACE_EVENT_COUNT; i++)
+        puts(trace_name(i));
+    return EXIT_SUCCESS;
+}
+
+/* -D and -trace, in that order whatever the command line's was. */
+static int start_tracing(const struct config *config, struct error *error)
+{
+    int ret = config->log_file[0] ? trace_open_log(config->log_file, error) : 0;
+
+    for (unsigned i = 0; ret == 0 && i < config->trace_count; i++) {
+        bool on = config->traces[i][0] != '-';
+
+        ret = trace_switch(config->traces[i] + !on, on, error);
+    }
+    return ret;
+}
+
+/* Before the first thread, and before anything that a guest or another process has sent is read. */
+static int start_sandbox(const struct config *config, struct error *error)
+{
+    return config->no_sandbox ? 0 : sandbox_start(error);
 }
 
 static int run(int argc, char **argv)
@@ -174,8 +219,11 @@ static int run(int argc, char **argv)
         return print_subcommand_help("run", stdout);
     if (config->version)
         return print_version(0, NULL);
+    if (config->trace_help)
+        return print_trace_events();
     log_configure(LOG_LEVEL_INFO, config->name[0] ? config->name : NULL);
-    if (run_guest(config, &error) < 0) {
+    if (start_tracing(config, &error) < 0 || start_sandbox(config, &error) < 0 ||
+        run_guest(config, &error) < 0) {
         log_error("%s", error.message);
         return EXIT_FAILURE;
     }
@@ -184,8 +232,10 @@ static int run(int argc, char **argv)
 
 static void print_update_options(FILE *out)
 {
-    fputs("  --binary PATH\n        the baton to start; default: this one\n"
+    fputs("  --dry-run\n        rehearse everything up to the commit, and say what would happen\n"
+          "  --binary PATH\n        the baton to start; default: this one\n"
           "  --timeout SECONDS\n        after which the update is undone; default: 60\n"
+          "  --trace PATTERN\n        events that the new process traces, as -trace of 'run'\n"
           "  --verbose\n        more about each stage\n",
           out);
 }
@@ -195,7 +245,7 @@ static const struct subcommand subcommands[] = {
     {"update", "NAME [OPTION]...", "replace the process under a running guest", cli_update,
      print_update_options},
     {"list", "", "show running guests", cli_list, NULL},
-    {"version", "", "print the version", print_version, NULL},
+    {"version", "", "print the version, and what it was built with", print_version, NULL},
     {"help", "[COMMAND]", "print this, or the options of a command", print_help, NULL},
 };
 

@@ -4,8 +4,9 @@
  * boot.c while the vCPUs are stopped.
  *
  * Tables are built one after the other in a local buffer, each at its final address, and copied at
- * the end. What depends on the configuration (processors, 64-bit window) is a small SSDT that is
- * assembled here byte by byte; everything else of the name space is dsdt.asl.
+ * the end. What depends on the configuration (processors, 64-bit window), and the long table of
+ * interrupt routes, is an SSDT that is assembled here byte by byte; everything else of the name
+ * space is dsdt.asl.
  */
 #include "boot/acpi.h"
 
@@ -21,6 +22,8 @@
 #define TABLE_ALIGNMENT  16u
 #define FACS_ALIGNMENT   64u
 #define CPUS_MAX         128u /* what the SSDT has room for; from 255, x2APIC would be needed */
+#define PCI_DEVICES      32u  /* on bus 0 */
+#define PCI_PINS         4u
 #define ISA_IRQ_PIT      0u
 #define IOAPIC_INPUT_PIT 2u
 #define INTI_LEVEL_HIGH  0x000du /* MPS INTI flags: active high, level-triggered */
@@ -301,11 +304,14 @@ static uint64_t write_mcfg(struct area *area)
 
 /* AML, ACPI 6.5 chapter 20. */
 enum {
+    AML_ZERO = 0x00,
     AML_NAME = 0x08,
     AML_BYTE = 0x0a,
+    AML_DWORD = 0x0c,
     AML_STRING = 0x0d,
     AML_QWORD = 0x0e,
     AML_SCOPE = 0x10,
+    AML_PACKAGE = 0x12,
     AML_EXTENDED = 0x5b,
     AML_DEVICE = 0x82,
 };
@@ -367,6 +373,47 @@ static void aml_processor(struct area *area, unsigned uid)
     aml_end(area, device);
 }
 
+/* One mapping of _PRT (ACPI 6.5, 6.2.13): any function of a device, a pin, no link device, a GSI.
+ */
+static void aml_route(struct area *area, unsigned device, unsigned pin)
+{
+    const uint32_t address = device << 16 | 0xffff;
+    uint8_t *package;
+
+    aml_byte(area, AML_PACKAGE);
+    package = aml_begin(area);
+    aml_byte(area, 4);
+    aml_byte(area, AML_DWORD);
+    aml_bytes(area, &address, sizeof(address));
+    aml_byte(area, AML_BYTE);
+    aml_byte(area, (uint8_t)pin);
+    aml_byte(area, AML_ZERO);
+    aml_byte(area, AML_BYTE);
+    aml_byte(area, (uint8_t)layout_pci_gsi(device, pin));
+    aml_end(area, package);
+}
+
+/* Where the interrupt pins of bus 0 go, whether there is a device or not. Device 0 is the bridge.
+ */
+static void aml_routes(struct area *area)
+{
+    uint8_t *scope, *table;
+
+    aml_byte(area, AML_SCOPE);
+    scope = aml_begin(area);
+    aml_bytes(area, "\\\x2e_SB_PCI0", 10); /* root, a path of two */
+    aml_name(area, "_PRT");
+    aml_byte(area, AML_PACKAGE);
+    table = aml_begin(area);
+    aml_byte(area, (PCI_DEVICES - 1) * PCI_PINS);
+    for (unsigned device = 1; device < PCI_DEVICES; device++) {
+        for (unsigned pin = 0; pin < PCI_PINS; pin++)
+            aml_route(area, device, pin);
+    }
+    aml_end(area, table);
+    aml_end(area, scope);
+}
+
 static uint64_t write_ssdt(struct area *area, const struct boot_config *config)
 {
     void *ssdt = start_table(area, sizeof(struct acpi_header));
@@ -380,6 +427,7 @@ static uint64_t write_ssdt(struct area *area, const struct boot_config *config)
     for (unsigned i = 0; i < config->cpus; i++)
         aml_processor(area, i);
     aml_end(area, scope);
+    aml_routes(area);
     finish_table(area, ssdt, "SSDT", 2);
     return area_address(area, ssdt);
 }

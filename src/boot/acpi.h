@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * ACPI tables of a baton-1.0 machine: RSDP, XSDT, FADT, FACS, MADT, MCFG and a DSDT (dsdt.asl,
- * compiled by iasl when baton is built; CPU count and the 64-bit window are in an SSDT or patched
- * in by name).
+ * compiled by iasl when baton is built; CPU count, the 64-bit window and the routes of INTx are
+ * in an SSDT).
  */
 #pragma once
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a baton-1.0 machine tells ACPI about itself, apart from what depends on its configuration:
- * acpi.c puts the processors and the place of the 64-bit PCI window (\_SB.M64B, \_SB.M64L) into an
- * SSDT. Addresses are those of memory/layout.h; test_boot compares them. There is no _PRT, since
- * there are no INTx interrupts to route.
+ * acpi.c puts the processors, the place of the 64-bit PCI window (\_SB.M64B, \_SB.M64L) and the
+ * routes of INTx (\_SB.PCI0._PRT) into an SSDT. Addresses are those of memory/layout.h; test_boot
+ * compares them.
  */
 DefinitionBlock ("", "DSDT", 2, "BATON ", "BATON10 ", 1)
 {

@@ -8,7 +8,6 @@
  * hand-over failed or was cancelled. In any other case nothing is killed and the user is told.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <limits.h>
@@ -17,35 +16,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 
 #include "base/util.h"
 #include "control/cli.h"
-#include "control/client.h"
-#include "control/runtime.h"
+#include "control/cli_update.h"
 
-#define SECOND_NS          UINT64_C(1000000000)
 #define TIMEOUT_DEFAULT    60
 #define CANCEL_TIMEOUT_NS  (10 * SECOND_NS)
 #define CONFIRM_TIMEOUT_NS (5 * SECOND_NS)
-
-enum outcome { OUTCOME_NONE, OUTCOME_COMPLETED, OUTCOME_FAILED, OUTCOME_CANCELLED };
-
-/* One update. */
-struct session {
-    const char *name;
-    char binary[PATH_MAX];
-    bool verbose;
-    uint64_t deadline;
-    char qmp_path[RUNTIME_PATH_SIZE];
-    char cpr_path[RUNTIME_PATH_SIZE];
-    struct client client; /* of the present process */
-    int signal_fd;
-    pid_t child;
-    bool child_ended; /* and was reaped */
-    bool interrupted; /* a signal asked for an end, and was passed on */
-    enum outcome outcome;
-};
 
 static double milliseconds(json_int_t ns)
 {
@@ -66,7 +44,7 @@ static void on_event(void *opaque, const char *event, const json_t *data)
         const char *stage = json_string_value(json_object_get(data, "name"));
 
         printf("  %-10s %10.3f ms", stage ? stage : "?",
-               milliseconds(integer(data, "end-ns") - integer(data, "start-ns")));
+               milliseconds(integer(data, "end-ns")) - milliseconds(integer(data, "start-ns")));
         if (session->verbose)
             printf("   of that in the new process %10.3f ms",
                    milliseconds(integer(data, "incoming-ns")));
@@ -81,6 +59,8 @@ static void on_event(void *opaque, const char *event, const json_t *data)
     }
     if (strcmp(status, "completed") == 0)
         session->outcome = OUTCOME_COMPLETED;
+    else if (strcmp(status, "rehearsed") == 0)
+        session->outcome = OUTCOME_REHEARSED;
     else if (strcmp(status, "failed") == 0)
         session->outcome = OUTCOME_FAILED;
     else if (strcmp(status, "cancelled") == 0)
@@ -97,130 +77,10 @@ static int command(struct session *session, const char *name, json_t *arguments,
                           error);
 }
 
-/* Reaps the new process when it has ended. */
-static bool child_ended(struct session *session)
-{
-    if (!session->child_ended && session->child > 0 &&
-        waitpid(session->child, NULL, WNOHANG) == session->child)
-        session->child_ended = true;
-    return session->child_ended;
-}
-
-static void kill_child(struct session *session)
-{
-    if (session->child <= 0 || child_ended(session))
-        return;
-    kill(session->child, SIGKILL);
-    while (waitpid(session->child, NULL, 0) < 0 && errno == EINTR)
-        ;
-    session->child_ended = true;
-    unlink(session->cpr_path);
-}
-
-/* In the new process: becomes baton run, in a session of its own. Does not return. */
-static void exec_child(const struct session *session, const char *incoming, int report_fd)
-{
-    int null_fd = open("/dev/null", O_RDWR);
-    sigset_t none;
-    int code;
-
-    setsid();
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    dup2(null_fd, STDIN_FILENO);
-    dup2(null_fd, STDOUT_FILENO);
-    if (null_fd > STDERR_FILENO)
-        close(null_fd);
-    execl(session->binary, "baton", "run", "-incoming", incoming, (char *)NULL);
-    code = errno;
-    (void)!write(report_fd, &code, sizeof(code));
-    _exit(127);
-}
-
-/* Starts the new process; returns when it has become baton, or could not. */
-static int start_child(struct session *session, struct error *error)
-{
-    CLEANUP_CLOSE int write_end = -1;
-    CLEANUP_CLOSE int read_end = -1;
-    CLEANUP_FREE char *incoming = NULL;
-    json_t *channel = json_pack("{s:s,s:{s:s,s:s,s:s}}", "channel-type", "cpr", "addr", "transport",
-                                "socket", "type", "unix", "path", session->cpr_path);
-    int ends[2], code = 0;
-
-    if (channel == NULL)
-        return error_set(error, EINVAL, "the path '%s' is not UTF-8", session->cpr_path);
-    incoming = json_dumps(channel, JSON_COMPACT);
-    json_decref(channel);
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return error_set_errno(error, errno, "cannot make a pipe");
-    read_end = ends[0];
-    write_end = ends[1];
-    session->child = fork();
-    if (session->child < 0)
-        return error_set_errno(error, errno, "cannot start a process");
-    if (session->child == 0)
-        exec_child(session, incoming, write_end);
-    close_fd(STEAL_FD(write_end));
-    if (read(read_end, &code, sizeof(code)) == sizeof(code))
-        return error_set_errno(error, code, "cannot execute '%s'", session->binary);
-    return 0;
-}
-
-/* Whether a process listens at a path. Asked of the kernel, since a connection made to find out
- * would be the one connection that the new process waits for. */
-static bool is_listening(const char *path)
-{
-    CLEANUP_FREE char *line = NULL;
-    FILE *sockets = NULL;
-    size_t size = 0;
-    bool found = false;
-
-    /* A socket whose path was removed still has it in the table. */
-    if (access(path, F_OK) == 0)
-        sockets = fopen("/proc/net/unix", "re");
-    if (sockets == NULL)
-        return false;
-    while (!found && getline(&line, &size, sockets) > 0) {
-        unsigned flags;
-        int used = 0;
-
-        line[strcspn(line, "\n")] = '\0';
-        /* Num: RefCount Protocol Flags Type St Inode Path */
-        if (sscanf(line, "%*s %*s %*s %x %*s %*s %*s %n", &flags, &used) == 1 && used > 0)
-            found = (flags & 0x10000) != 0 && strcmp(line + used, path) == 0; /* SO_ACCEPTCON */
-    }
-    fclose(sockets);
-    return found;
-}
-
-static bool take_signal(const struct session *session)
-{
-    struct signalfd_siginfo info;
-
-    return read(session->signal_fd, &info, sizeof(info)) == sizeof(info);
-}
-
-static int wait_for_child(struct session *session, struct error *error)
-{
-    while (!is_listening(session->cpr_path)) {
-        const struct timespec pause = {.tv_nsec = 2000000};
-
-        if (child_ended(session))
-            return error_set(error, ECHILD,
-                             "the new process ended before it could take over "
-                             "(its messages are above)");
-        if (clock_ns() > session->deadline)
-            return error_set(error, ETIMEDOUT, "the new process was not ready in time");
-        if (take_signal(session))
-            return error_set(error, EINTR, "interrupted");
-        nanosleep(&pause, NULL);
-    }
-    return 0;
-}
-
 /* The documented procedure, on the present process. */
 static int start_hand_over(struct session *session, struct error *error)
 {
+    json_t *arguments;
     int ret =
         command(session, "migrate-set-capabilities",
                 json_pack("{s:[{s:s,s:b}]}", "capabilities", "capability", "events", "state", 1),
@@ -229,13 +89,13 @@ static int start_hand_over(struct session *session, struct error *error)
     if (ret == 0)
         ret = command(session, "migrate-set-parameters", json_pack("{s:s}", "mode", "cpr-transfer"),
                       NULL, error);
-    if (ret == 0)
-        ret = command(session, "migrate",
-                      json_pack("{s:[{s:s,s:{s:s,s:s,s:s}}]}", "channels", "channel-type", "cpr",
-                                "addr", "transport", "socket", "type", "unix", "path",
-                                session->cpr_path),
-                      NULL, error);
-    return ret;
+    if (ret < 0)
+        return ret;
+    arguments = json_pack("{s:[{s:s,s:{s:s,s:s,s:s}}]}", "channels", "channel-type", "cpr", "addr",
+                          "transport", "socket", "type", "unix", "path", session->cpr_path);
+    if (session->dry_run)
+        json_object_set_new(arguments, "dry-run", json_true());
+    return command(session, "migrate", arguments, NULL, error);
 }
 
 /* Waits for the end of the hand-over, or until @p deadline. A signal is passed on as a wish to
@@ -255,7 +115,7 @@ static int wait_for_outcome(struct session *session, uint64_t deadline, struct e
                 0 &&
             errno != EINTR)
             return error_set_errno(error, errno, "cannot wait");
-        if (take_signal(session) && !session->interrupted) {
+        if (session_take_signal(session) && !session->interrupted) {
             session->interrupted = true;
             return error_set(error, EINTR, "interrupted");
         }
@@ -297,7 +157,9 @@ static int follow(struct session *session, struct error *error)
     } else if (ret < 0) {
         return ret;
     }
-    return session->outcome == OUTCOME_COMPLETED ? 0 : explain_failure(session, error);
+    if (session->outcome == OUTCOME_COMPLETED || session->outcome == OUTCOME_REHEARSED)
+        return 0;
+    return explain_failure(session, error);
 }
 
 /* Asks the guest's socket who serves it now. */
@@ -346,6 +208,62 @@ static int print_summary(struct session *session)
     return EXIT_SUCCESS;
 }
 
+static int print_rehearsal(struct session *session)
+{
+    json_t *result = NULL, *details;
+    struct error error = {0};
+
+    session_await_child(session);
+    if (command(session, "query-migrate", NULL, &result, &error) < 0) {
+        fprintf(stderr, "baton update: the rehearsal went well, but: %s\n", error.message);
+        return EXIT_FAILURE;
+    }
+    details = json_object_get(result, "baton");
+    printf("predicted blackout %.3f ms, rehearsal %.3f ms\n"
+           "an update would work; guest '%s' runs on in process %d\n",
+           milliseconds(integer(json_object_get(details, "prediction"), "blackout-ns")),
+           milliseconds(integer(details, "total-ns")), session->name, (int)session->client.pid);
+    json_decref(result);
+    return EXIT_SUCCESS;
+}
+
+static void print_reason(const struct session *session, const char *reason)
+{
+    fprintf(stderr, "baton update: guest '%s' cannot be updated: %s\n", session->name,
+            reason ? reason : "no reason was given");
+}
+
+/* A rehearsal that went badly: the new process never can have the guest. */
+static int print_bad_rehearsal(struct session *session, const struct error *error)
+{
+    session_kill_child(session);
+    if (strstr(error->message, "'dry-run'"))
+        fprintf(stderr,
+                "baton update: process %d, baton %s, is too old to rehearse an update of guest "
+                "'%s'; the update itself may work all the same\n",
+                (int)session->client.pid, session->client.version, session->name);
+    else
+        print_reason(session, error->message);
+    return EXIT_FAILURE;
+}
+
+/* What is known to stand in the way already, a line each. @return whether there is anything */
+static bool print_blockers(struct session *session)
+{
+    json_t *result = NULL, *reason;
+    struct error ignored = {0};
+    size_t i, count;
+
+    /* Whatever goes wrong here goes wrong again when the hand-over is asked for. */
+    if (command(session, "query-migrate", NULL, &result, &ignored) < 0)
+        return false;
+    count = json_array_size(json_object_get(result, "blocked-reasons"));
+    json_array_foreach(json_object_get(result, "blocked-reasons"), i, reason)
+        print_reason(session, json_string_value(reason));
+    json_decref(result);
+    return count > 0;
+}
+
 /* The hand-over did not happen, or nobody knows. */
 static int print_failure(struct session *session, bool accepted, const struct error *error)
 {
@@ -355,7 +273,7 @@ static int print_failure(struct session *session, bool accepted, const struct er
     struct error ignored = {0};
 
     if (known)
-        kill_child(session);
+        session_kill_child(session);
     fprintf(stderr, "baton update: guest '%s' was not handed over: %s\n", session->name,
             error->message);
     if (client_query_status(&session->client, status, sizeof(status),
@@ -377,12 +295,13 @@ static int run(struct session *session)
     bool accepted = false;
     int ret;
 
-    printf("guest '%s' runs in process %d, baton %s; starting %s\n", session->name,
-           (int)session->client.pid, session->client.version, session->binary);
+    printf("guest '%s' runs in process %d, baton %s; starting %s%s\n", session->name,
+           (int)session->client.pid, session->client.version, session->binary,
+           session->dry_run ? " for a rehearsal" : "");
     fflush(stdout);
-    ret = start_child(session, &error);
+    ret = session_start_child(session, &error);
     if (ret == 0)
-        ret = wait_for_child(session, &error);
+        ret = session_wait_for_child(session, &error);
     if (ret == 0) {
         ret = start_hand_over(session, &error);
         /* Anything but a refusal may have been an acceptance whose answer was lost. */
@@ -390,6 +309,10 @@ static int run(struct session *session)
     }
     if (ret == 0)
         ret = follow(session, &error);
+    if (ret == 0 && session->outcome == OUTCOME_REHEARSED)
+        return print_rehearsal(session);
+    if (session->dry_run)
+        return print_bad_rehearsal(session, &error);
     return ret == 0 ? print_summary(session) : print_failure(session, accepted, &error);
 }
 
@@ -408,7 +331,7 @@ static int open_session(struct session *session, struct error *error)
         return error_set(error, ENOENT, "no guest '%s' is running (see baton list)", session->name);
     if (ret < 0)
         return ret;
-    if (is_listening(session->cpr_path)) {
+    if (session_is_listening(session->cpr_path)) {
         client_close(&session->client);
         return error_set(error, EBUSY,
                          "another update of guest '%s' is under way; if not, end the process that "
@@ -425,7 +348,9 @@ static int open_session(struct session *session, struct error *error)
 
 static int usage(void)
 {
-    fputs("usage: baton update NAME [--binary PATH] [--timeout SECONDS] [--verbose]\n"
+    fputs("usage: baton update NAME [--dry-run] [--binary PATH] [--timeout SECONDS] [--trace "
+          "PATTERN] "
+          "[--verbose]\n"
           "(baton update --help says more)\n",
           stderr);
     return EXIT_USAGE;
@@ -460,17 +385,21 @@ static void find_binary(struct session *session, const char *given)
 /* @return -1 to go on, else the exit status */
 static int parse(struct session *session, int argc, char **argv)
 {
-    static const struct option options[] = {{"binary", required_argument, NULL, 'b'},
-                                            {"timeout", required_argument, NULL, 't'},
-                                            {"verbose", no_argument, NULL, 'v'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"dry-run", no_argument, NULL, 'n'},      {"trace", required_argument, NULL, 'T'},
+        {"binary", required_argument, NULL, 'b'}, {"timeout", required_argument, NULL, 't'},
+        {"verbose", no_argument, NULL, 'v'},      {NULL, 0, NULL, 0}};
     const char *binary = NULL;
     int option;
 
     /* getopt looks at argv from 1 on; argv[-1] is the subcommand. */
-    while ((option = getopt_long(argc + 1, argv - 1, "b:t:v", options, NULL)) >= 0) {
+    while ((option = getopt_long(argc + 1, argv - 1, "nT:b:t:v", options, NULL)) >= 0) {
         if (option == 'b')
             binary = optarg;
+        else if (option == 'T')
+            session->trace = optarg;
+        else if (option == 'n')
+            session->dry_run = true;
         else if (option == 'v')
             session->verbose = true;
         else if (option != 't')
@@ -500,7 +429,7 @@ int cli_update(int argc, char **argv)
         fprintf(stderr, "baton update: %s\n", error.message);
         return EXIT_FAILURE;
     }
-    status = run(&session);
+    status = print_blockers(&session) ? EXIT_FAILURE : run(&session);
     client_close(&session.client);
     close_fd(session.signal_fd);
     return status;

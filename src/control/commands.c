@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/trace.h"
 #include "base/util.h"
 #include "control/control_internal.h"
 
@@ -220,38 +221,35 @@ static int parse_channels(const json_t *channels, const char **path, struct erro
     return 0;
 }
 
-/* Whether a hand-over was started and has not ended. */
-static bool is_under_way(const struct update_report *report)
+static int refuse_second(struct control *control, struct machine *machine, struct error *error)
 {
-    switch (report->status) {
-    case UPDATE_SETUP:
-    case UPDATE_ACTIVE:
-    case UPDATE_DEVICE:
-    case UPDATE_CANCELLING:
-        return true;
-    default:
-        return false;
+    struct blocker_list list = {0};
+    struct update_report report;
+    int ret = 0;
+
+    update_report(control->update, &report);
+    if (update_is_under_way(report.status)) {
+        update_blockers(machine, control->update, &list);
+        ret = blocker_error(&list, EBUSY, error);
     }
+    blocker_list_clear(&list);
+    return ret;
 }
 
 static int start_update(struct control *control, struct machine *machine, const char *path,
-                        struct error *error)
+                        bool dry_run, struct error *error)
 {
     struct fdset fds = {0};
-    int ret;
+    int ret = control->update ? refuse_second(control, machine, error) : 0;
 
-    if (control->update) {
-        struct update_report report;
-
-        update_report(control->update, &report);
-        if (is_under_way(&report))
-            return error_set(error, EBUSY, "migrate: a hand-over is under way already");
-        update_destroy(STEAL_POINTER(control->update));
-    }
+    if (ret < 0)
+        return error_prefix(error, "migrate: ");
+    update_destroy(STEAL_POINTER(control->update));
     control->report = (struct update_report){.status = UPDATE_NONE};
     ret = control_describe(control, &fds, error);
     if (ret == 0)
-        ret = update_start(&control->update, machine, path, &fds, control_progress, control, error);
+        ret = update_start(&control->update, machine, path, &fds, dry_run, control_progress,
+                           control, error);
     fdset_clear(&fds);
     return ret;
 }
@@ -274,7 +272,10 @@ static int migrate(void *opaque, const json_t *arguments, json_t **result, struc
                          "migrate: baton hands a guest over on the same host only: "
                          "set parameter 'mode' to 'cpr-transfer' first");
     ret = parse_channels(json_object_get(arguments, "channels"), &path, error);
-    return ret < 0 ? ret : start_update(control, machine, path, error);
+    if (ret < 0)
+        return ret;
+    return start_update(control, machine, path, json_is_true(json_object_get(arguments, "dry-run")),
+                        error);
 }
 
 static int migrate_cancel(void *opaque, const json_t *arguments, json_t **result,
@@ -287,7 +288,7 @@ static int migrate_cancel(void *opaque, const json_t *arguments, json_t **result
     if (control->update == NULL)
         return 0;
     update_report(control->update, &report);
-    return is_under_way(&report) ? update_cancel(control->update, error) : 0;
+    return update_is_under_way(report.status) ? update_cancel(control->update, error) : 0;
 }
 
 static json_int_t round_up_ms(uint64_t ns)
@@ -295,10 +296,17 @@ static json_int_t round_up_ms(uint64_t ns)
     return (json_int_t)((ns + 999999) / 1000000);
 }
 
+static json_t *prediction_details(const struct update_prediction *prediction)
+{
+    return json_pack("{s:I,s:I,s:I,s:I}", "blackout-ns", (json_int_t)prediction->blackout_ns,
+                     "save-ns", (json_int_t)prediction->save_ns, "load-ns",
+                     (json_int_t)prediction->load_ns, "trip-ns", (json_int_t)prediction->trip_ns);
+}
+
 /* What QEMU has no words for. */
 static json_t *report_details(const struct update_report *report)
 {
-    json_t *stages = json_array(), *vcpus = json_array();
+    json_t *stages = json_array(), *vcpus = json_array(), *details;
 
     for (uint32_t i = 0; i < MIN(report->stage_count, (uint32_t)UPDATE_STAGES_MAX); i++) {
         const struct update_stage_time *stage = &report->stages[i];
@@ -312,29 +320,101 @@ static json_t *report_details(const struct update_report *report)
         json_array_append_new(vcpus,
                               json_pack("{s:I,s:I}", "out-ns", (json_int_t)report->vcpu_out_ns[i],
                                         "in-ns", (json_int_t)report->vcpu_in_ns[i]));
-    return json_pack("{s:b,s:i,s:I,s:I,s:o,s:o}", "incoming", (int)report->incoming, "generation",
-                     (int)report->generation, "blackout-ns", (json_int_t)report->blackout_ns,
-                     "total-ns", (json_int_t)report->total_ns, "stages", stages, "vcpus", vcpus);
+    details =
+        json_pack("{s:b,s:i,s:I,s:I,s:o,s:o}", "incoming", (int)report->incoming, "generation",
+                  (int)report->generation, "blackout-ns", (json_int_t)report->blackout_ns,
+                  "total-ns", (json_int_t)report->total_ns, "stages", stages, "vcpus", vcpus);
+    if (report->dry_run)
+        json_object_set_new(details, "dry-run", json_true());
+    if (report->status == UPDATE_REHEARSED)
+        json_object_set_new(details, "prediction", prediction_details(&report->prediction));
+    return details;
+}
+
+/* The last hand-over, or the one under way: what QEMU says of a migration. */
+static json_t *describe_report(const struct update_report *report)
+{
+    json_t *result = json_pack("{s:s,s:I}", "status", update_status_name(report->status),
+                               "total-time", round_up_ms(report->total_ns));
+
+    if (report->status == UPDATE_COMPLETED)
+        json_object_set_new(result, "downtime", json_integer(round_up_ms(report->blackout_ns)));
+    if (report->status == UPDATE_REHEARSED)
+        json_object_set_new(result, "expected-downtime",
+                            json_integer(round_up_ms(report->prediction.blackout_ns)));
+    if (report->status == UPDATE_FAILED)
+        json_object_set_new(result, "error-desc", json_string(report->error));
+    json_object_set_new(result, "baton", report_details(report));
+    return result;
+}
+
+/* Adds what makes a hand-over impossible now: for QEMU's clients as lines, and taken apart. */
+static void add_blockers(json_t *result, const struct blocker_list *list)
+{
+    json_t *lines = json_array(), *parts = json_array();
+    char line[BLOCKER_LINE_SIZE];
+
+    for (unsigned i = 0; i < list->count; i++) {
+        const struct blocker *blocker = &list->blockers[i];
+
+        json_array_append_new(lines, json_string(blocker_describe(blocker, line)));
+        json_array_append_new(parts, json_pack("{s:s,s:s,s:s}", "object", blocker->object, "reason",
+                                               blocker->reason, "remedy", blocker->remedy));
+    }
+    json_object_set_new(result, "blocked-reasons", lines);
+    if (json_object_get(result, "baton") == NULL)
+        json_object_set_new(result, "baton", json_object());
+    json_object_set_new(json_object_get(result, "baton"), "blockers", parts);
 }
 
 static int query_migrate(void *opaque, const json_t *arguments, json_t **result,
                          struct error *error)
 {
-    const struct control *control = opaque;
+    struct control *control = opaque;
     struct update_report report = control->report;
+    struct blocker_list list = {0};
+    struct error elsewhere;
+    struct machine *machine = guest(control, &elsewhere);
 
     if (control->update)
         update_report(control->update, &report);
-    if (report.status == UPDATE_NONE)
-        return 0;
-    *result = json_pack("{s:s,s:I}", "status", update_status_name(report.status), "total-time",
-                        round_up_ms(report.total_ns));
-    if (report.status == UPDATE_COMPLETED)
-        json_object_set_new(*result, "downtime", json_integer(round_up_ms(report.blackout_ns)));
-    if (report.status == UPDATE_FAILED)
-        json_object_set_new(*result, "error-desc", json_string(report.error));
-    json_object_set_new(*result, "baton", report_details(&report));
+    if (report.status != UPDATE_NONE)
+        *result = describe_report(&report);
+    if (machine)
+        update_blockers(machine, control->update, &list);
+    if (list.count > 0) {
+        if (*result == NULL)
+            *result = json_object();
+        add_blockers(*result, &list);
+    }
+    blocker_list_clear(&list);
     return 0;
+}
+
+/* --- trace events -------------------------------------------------------------------------- */
+
+static int trace_get_state(void *opaque, const json_t *arguments, json_t **result,
+                           struct error *error)
+{
+    const char *pattern = json_string_value(json_object_get(arguments, "name"));
+    int ret = trace_check(pattern, error);
+
+    if (ret < 0)
+        return ret;
+    *result = json_array();
+    for (unsigned i = 0; i < TRACE_EVENT_COUNT; i++) {
+        if (trace_matches(i, pattern))
+            json_array_append_new(*result, json_pack("{s:s,s:s}", "name", trace_name(i), "state",
+                                                     trace_is_on(i) ? "enabled" : "disabled"));
+    }
+    return 0;
+}
+
+static int trace_set_state(void *opaque, const json_t *arguments, json_t **result,
+                           struct error *error)
+{
+    return trace_switch(json_string_value(json_object_get(arguments, "name")),
+                        json_is_true(json_object_get(arguments, "enable")), error);
 }
 
 const struct qmp_command *control_commands(size_t *count)
@@ -355,9 +435,19 @@ const struct qmp_command *control_commands(size_t *count)
         /* "detach" is QEMU's, which ignores it too: the command always returns at once. */
         {"migrate",
          migrate,
-         {{"channels", QMP_ARRAY, false}, {"uri", QMP_STRING, false}, {"detach", QMP_BOOL, false}}},
+         {{"channels", QMP_ARRAY, false},
+          {"uri", QMP_STRING, false},
+          {"detach", QMP_BOOL, false},
+          {"dry-run", QMP_BOOL, false}}},
         {"query-migrate", query_migrate, {{0}}},
         {"migrate_cancel", migrate_cancel, {{0}}},
+        {"trace-event-get-state", trace_get_state, {{"name", QMP_STRING, true}}},
+        /* "ignore-unavailable" is QEMU's: here every event is available. */
+        {"trace-event-set-state",
+         trace_set_state,
+         {{"name", QMP_STRING, true},
+          {"enable", QMP_BOOL, true},
+          {"ignore-unavailable", QMP_BOOL, false}}},
     };
 
     *count = ARRAY_SIZE(commands);

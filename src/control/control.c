@@ -130,7 +130,14 @@ void control_destroy(struct control *control)
     free(control);
 }
 
-static void on_machine_event(void *opaque, enum machine_event event)
+static json_t *describe_device(const struct control *control, unsigned device)
+{
+    const struct config_vfio_pci *config = &machine_config(control->machine)->devices[device];
+
+    return json_pack("{s:s,s:s}", "device", config->id, "host", config->host);
+}
+
+static void on_machine_event(void *opaque, enum machine_event event, unsigned device)
 {
     static const struct {
         const char *name;
@@ -144,6 +151,8 @@ static void on_machine_event(void *opaque, enum machine_event event)
         [MACHINE_EVENT_SHUTDOWN_GUEST] = {"SHUTDOWN", "guest-shutdown", true},
         [MACHINE_EVENT_SHUTDOWN_HOST] = {"SHUTDOWN", "host-qmp-quit", false},
         [MACHINE_EVENT_POWERDOWN] = {"POWERDOWN", NULL, false},
+        [MACHINE_EVENT_DEVICE_ERROR] = {"BATON_DEVICE_ERROR", NULL, false},
+        [MACHINE_EVENT_DEVICE_REQUEST] = {"BATON_DEVICE_REQUEST", NULL, false},
     };
     struct control *control = opaque;
     const char *reason = table[event].reason;
@@ -153,6 +162,8 @@ static void on_machine_event(void *opaque, enum machine_event event)
         reason = "host-signal";
     if (reason)
         data = json_pack("{s:b,s:s}", "guest", (int)table[event].guest, "reason", reason);
+    else if (event == MACHINE_EVENT_DEVICE_ERROR || event == MACHINE_EVENT_DEVICE_REQUEST)
+        data = describe_device(control, device);
     qmp_emit(control->qmp, table[event].name, data);
 }
 
@@ -273,7 +284,8 @@ void control_progress(void *opaque, const struct update_report *report)
         take_over(control);
     else if (report->status == UPDATE_COMPLETED)
         leave(control);
-    else if (report->status == UPDATE_FAILED || report->status == UPDATE_CANCELLED)
+    else if (report->status == UPDATE_FAILED || report->status == UPDATE_CANCELLED ||
+             report->status == UPDATE_REHEARSED)
         forget_update(control);
 }
 
@@ -283,7 +295,7 @@ void control_quit(struct control *control)
         machine_quit(control->machine);
         return;
     }
-    on_machine_event(control, MACHINE_EVENT_SHUTDOWN_HOST);
+    on_machine_event(control, MACHINE_EVENT_SHUTDOWN_HOST, 0);
     sd_event_exit(control->loop, 0);
 }
 

@@ -16,6 +16,8 @@
 #include <sys/ioctl.h>
 
 #include "base/log.h"
+#include "base/sandbox.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "kvm/vm.h"
 
@@ -29,11 +31,18 @@
 struct kvm_irq {
     struct kvm_vm *vm;
     int eventfd;
-    unsigned index; /* in kvm_irqs.irqs; its GSI is FIRST_MSI_GSI + index */
+    unsigned index; /* in kvm_irqs.irqs */
+    unsigned gsi;   /* of a message: its route's, FIRST_MSI_GSI + index */
+    bool is_level;
     bool masked;
     bool in_kernel;             /* an irqfd is assigned */
     bool proxied;               /* registered with the proxy; under proxy_lock */
     struct msi_message message; /* under proxy_lock */
+
+    /* Of a level interrupt only. */
+    int resample;
+    int pin;         /* eventfd that the proxy raises the line with */
+    bool pin_driven; /* its irqfd is assigned */
 };
 
 struct kvm_irqs {
@@ -115,20 +124,36 @@ static int commit_routes(struct kvm_vm *vm, struct error *error)
 
 /* --- the proxy ----------------------------------------------------------------------------- */
 
+static void signal_eventfd(int fd)
+{
+    const uint64_t one = 1;
+
+    (void)!write(fd, &one, sizeof(one)); /* fails only when it is signalled already */
+}
+
 /* The vector of a message that KVM refuses is the guest's mistake; it loses that interrupt, as it
  * would on real hardware. */
-static void inject(struct kvm_irq *irq)
+static void inject_message(const struct kvm_irq *irq)
 {
     struct kvm_msi msi = {.address_lo = (uint32_t)irq->message.address,
                           .address_hi = (uint32_t)(irq->message.address >> 32),
                           .data = irq->message.data};
+
+    if (ioctl(irq->vm->fd, KVM_SIGNAL_MSI, &msi) < 0)
+        log_guest("interrupt message 0x%jx/0x%x was refused: %s", (uintmax_t)irq->message.address,
+                  irq->message.data, strerror(errno));
+}
+
+static void inject(const struct kvm_irq *irq)
+{
     uint64_t count;
 
     if (read(irq->eventfd, &count, sizeof(count)) != sizeof(count))
         return; /* somebody else took the signal */
-    if (ioctl(irq->vm->fd, KVM_SIGNAL_MSI, &msi) < 0)
-        log_guest("interrupt message 0x%jx/0x%x was refused: %s", (uintmax_t)irq->message.address,
-                  irq->message.data, strerror(errno));
+    if (irq->is_level)
+        signal_eventfd(irq->pin);
+    else
+        inject_message(irq);
 }
 
 static void proxy_events(struct kvm_irqs *irqs, const struct epoll_event *events, int count)
@@ -149,6 +174,7 @@ static void *proxy_main(void *opaque)
     struct kvm_irqs *irqs = opaque;
     struct epoll_event events[PROXY_BATCH];
 
+    sandbox_enter(SANDBOX_IRQ_PROXY);
     pthread_mutex_lock(&irqs->proxy_lock);
     while (!irqs->proxy_ends) {
         int count;
@@ -204,44 +230,107 @@ static void detach_proxy(struct kvm_irq *irq)
 
 /* --- irqfds -------------------------------------------------------------------------------- */
 
+static int assign_irqfd(const struct kvm_irq *irq, int eventfd, struct error *error)
+{
+    struct kvm_irqfd irqfd = {.fd = (unsigned)eventfd, .gsi = irq->gsi};
+
+    if (irq->is_level) {
+        irqfd.flags = KVM_IRQFD_FLAG_RESAMPLE;
+        irqfd.resamplefd = (unsigned)irq->resample;
+    }
+    if (ioctl(irq->vm->fd, KVM_IRQFD, &irqfd) < 0)
+        return error_set_errno(error, errno, "KVM_IRQFD for interrupt %u failed", irq->index);
+    trace(kvm_irqfd_assign, irq->gsi, eventfd);
+    return 0;
+}
+
+static int deassign_irqfd(const struct kvm_irq *irq, int eventfd, struct error *error)
+{
+    struct kvm_irqfd irqfd = {
+        .fd = (unsigned)eventfd, .gsi = irq->gsi, .flags = KVM_IRQFD_FLAG_DEASSIGN};
+
+    if (ioctl(irq->vm->fd, KVM_IRQFD, &irqfd) < 0)
+        return error_set_errno(error, errno, "KVM does not let go of interrupt %u", irq->index);
+    trace(kvm_irqfd_deassign, irq->gsi, eventfd);
+    return 0;
+}
+
 static int attach_kernel(struct kvm_irq *irq, struct error *error)
 {
-    struct kvm_irqfd irqfd = {.fd = (unsigned)irq->eventfd, .gsi = FIRST_MSI_GSI + irq->index};
     int ret;
 
     if (irq->in_kernel)
         return 0;
     ret = commit_routes(irq->vm, error);
-    if (ret < 0)
-        return ret;
-    if (ioctl(irq->vm->fd, KVM_IRQFD, &irqfd) < 0)
-        return error_set_errno(error, errno, "KVM_IRQFD for interrupt %u failed", irq->index);
-    irq->in_kernel = true;
-    return 0;
+    if (ret == 0)
+        ret = assign_irqfd(irq, irq->eventfd, error);
+    irq->in_kernel = ret == 0;
+    return ret;
 }
 
-static void detach_kernel(struct kvm_irq *irq)
+/* An irqfd that stays would swallow what the next listener waits for. */
+static int detach_kernel(struct kvm_irq *irq, struct error *error)
 {
-    struct kvm_irqfd irqfd = {.fd = (unsigned)irq->eventfd,
-                              .gsi = FIRST_MSI_GSI + irq->index,
-                              .flags = KVM_IRQFD_FLAG_DEASSIGN};
+    int ret = irq->in_kernel ? deassign_irqfd(irq, irq->eventfd, error) : 0;
 
-    if (!irq->in_kernel)
-        return;
-    ioctl(irq->vm->fd, KVM_IRQFD, &irqfd);
-    irq->in_kernel = false;
+    if (ret == 0)
+        irq->in_kernel = false;
+    return ret;
 }
 
-/* Makes the listener of one interrupt be what mask and mode of delivery demand. */
+/* A level interrupt's pin; nothing for a message. */
+static int attach_pin(struct kvm_irq *irq, struct error *error)
+{
+    int ret;
+
+    if (!irq->is_level || irq->pin_driven)
+        return 0;
+    ret = assign_irqfd(irq, irq->pin, error);
+    irq->pin_driven = ret == 0;
+    return ret;
+}
+
+/* One that stays does no harm: nobody else has the pin. */
+static void detach_pin(struct kvm_irq *irq)
+{
+    struct error ignored;
+
+    if (irq->pin_driven && deassign_irqfd(irq, irq->pin, &ignored) == 0)
+        irq->pin_driven = false;
+}
+
+static void detach(struct kvm_irq *irq)
+{
+    struct error error;
+
+    if (detach_kernel(irq, &error) < 0)
+        log_error("%s", error.message);
+    detach_proxy(irq);
+    detach_pin(irq);
+}
+
+/* Makes the listener of one interrupt be what mask and mode of delivery demand. A line has an irqfd
+ * at any time in between. */
 static int attach(struct kvm_irq *irq, enum kvm_irq_delivery delivery, struct error *error)
 {
-    if (irq->masked || delivery != KVM_IRQ_KERNEL)
-        detach_kernel(irq);
-    if (irq->masked || delivery == KVM_IRQ_KERNEL)
-        detach_proxy(irq);
-    if (irq->masked)
+    int ret;
+
+    if (irq->masked) {
+        detach(irq);
         return 0;
-    return delivery == KVM_IRQ_KERNEL ? attach_kernel(irq, error) : attach_proxy(irq, error);
+    }
+    if (delivery == KVM_IRQ_KERNEL) {
+        detach_proxy(irq);
+        ret = attach_kernel(irq, error);
+        if (ret == 0)
+            detach_pin(irq);
+        return ret;
+    }
+    ret = attach_pin(irq, error);
+    if (ret < 0)
+        return ret;
+    ret = detach_kernel(irq, error);
+    return ret < 0 ? ret : attach_proxy(irq, error);
 }
 
 static int attach_all(struct kvm_irqs *irqs, enum kvm_irq_delivery delivery, struct error *error)
@@ -253,6 +342,20 @@ static int attach_all(struct kvm_irqs *irqs, enum kvm_irq_delivery delivery, str
             return ret;
     }
     return 0;
+}
+
+void kvm_irqs_resample(struct kvm_vm *vm)
+{
+    struct kvm_irqs *irqs = vm->irqs;
+
+    for (unsigned i = 0; i < irqs->capacity; i++) {
+        const struct kvm_irq *irq = irqs->irqs[i];
+
+        if (!irq || !irq->is_level || irq->masked)
+            continue;
+        trace(kvm_irq_resample, irq->gsi);
+        signal_eventfd(irq->resample);
+    }
 }
 
 int kvm_irqs_set_delivery(struct kvm_vm *vm, enum kvm_irq_delivery delivery, struct error *error)
@@ -272,6 +375,9 @@ int kvm_irqs_set_delivery(struct kvm_vm *vm, enum kvm_irq_delivery delivery, str
     }
     irqs->delivery = delivery;
     set_gate(irqs, delivery == KVM_IRQ_PROXY);
+    if (old == KVM_IRQ_HELD && delivery != KVM_IRQ_HELD)
+        kvm_irqs_resample(vm);
+    trace(kvm_irq_delivery, (int)delivery, ret);
     return ret;
 }
 
@@ -343,7 +449,6 @@ int kvm_irqs_create(struct kvm_vm *vm, struct error *error)
 void kvm_irqs_destroy(struct kvm_vm *vm)
 {
     struct kvm_irqs *irqs = vm->irqs;
-    const uint64_t one = 1;
 
     if (!irqs)
         return;
@@ -351,7 +456,7 @@ void kvm_irqs_destroy(struct kvm_vm *vm)
     irqs->proxy_ends = true;
     pthread_cond_signal(&irqs->gate_changed);
     pthread_mutex_unlock(&irqs->proxy_lock);
-    (void)!write(irqs->wake, &one, sizeof(one)); /* cannot fail: the counter is not full */
+    signal_eventfd(irqs->wake);
     pthread_join(irqs->proxy_thread, NULL);
     free_irqs(irqs);
     vm->irqs = NULL;
@@ -374,7 +479,9 @@ static int reserve_index(struct kvm_irqs *irqs)
     return -1;
 }
 
-int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct error *error)
+/* Puts an interrupt that has its descriptors into the table. */
+static int add_irq(struct kvm_vm *vm, const struct kvm_irq *model, struct kvm_irq **irq,
+                   struct error *error)
 {
     struct kvm_irqs *irqs = vm->irqs;
     int index = reserve_index(irqs);
@@ -385,12 +492,40 @@ int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct 
                          "devices, or devices with fewer vectors",
                          irqs->capacity);
     *irq = xcalloc(1, sizeof(**irq));
-    **irq =
-        (struct kvm_irq){.vm = vm, .eventfd = eventfd, .index = (unsigned)index, .masked = true};
+    **irq = *model;
+    (*irq)->vm = vm;
+    (*irq)->index = (unsigned)index;
+    (*irq)->masked = true;
+    if (!model->is_level)
+        (*irq)->gsi = FIRST_MSI_GSI + (unsigned)index;
     pthread_mutex_lock(&irqs->proxy_lock);
     irqs->irqs[index] = *irq;
     pthread_mutex_unlock(&irqs->proxy_lock);
     return 0;
+}
+
+int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct error *error)
+{
+    const struct kvm_irq model = {.eventfd = eventfd, .resample = -1, .pin = -1};
+
+    return add_irq(vm, &model, irq, error);
+}
+
+/* It takes a place in the table, whose route it leaves unused. */
+int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resample,
+                         struct kvm_irq **irq, struct error *error)
+{
+    struct kvm_irq model = {.eventfd = trigger, .gsi = gsi, .is_level = true, .resample = resample};
+    int ret;
+
+    assert(gsi >= PIC_PINS && gsi < IOAPIC_PINS);
+    model.pin = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (model.pin < 0)
+        return error_set_errno(error, errno, "cannot make an eventfd");
+    ret = add_irq(vm, &model, irq, error);
+    if (ret < 0)
+        close_fd(model.pin);
+    return ret;
 }
 
 void kvm_irq_destroy(struct kvm_irq *irq)
@@ -404,6 +539,7 @@ void kvm_irq_destroy(struct kvm_irq *irq)
     pthread_mutex_lock(&irqs->proxy_lock);
     irqs->irqs[irq->index] = NULL;
     pthread_mutex_unlock(&irqs->proxy_lock);
+    close_fd(irq->pin);
     free(irq);
 }
 
@@ -412,31 +548,36 @@ static bool same_message(const struct msi_message *a, const struct msi_message *
     return a->address == b->address && a->data == b->data;
 }
 
-int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
+static int set_message(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
 {
     struct kvm_irqs *irqs = irq->vm->irqs;
 
-    if (!same_message(&irq->message, message)) {
-        pthread_mutex_lock(&irqs->proxy_lock);
-        irq->message = *message;
-        pthread_mutex_unlock(&irqs->proxy_lock);
-        set_route(irqs, irq->index, message);
-        if (irq->in_kernel) {
-            int ret = commit_routes(irq->vm, error);
+    if (same_message(&irq->message, message))
+        return 0;
+    pthread_mutex_lock(&irqs->proxy_lock);
+    irq->message = *message;
+    pthread_mutex_unlock(&irqs->proxy_lock);
+    set_route(irqs, irq->index, message);
+    return irq->in_kernel ? commit_routes(irq->vm, error) : 0;
+}
 
-            if (ret < 0)
-                return ret;
-        }
-    }
+int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
+{
+    int ret = 0;
+
+    assert(irq->is_level == (message == NULL));
+    if (message)
+        ret = set_message(irq, message, error);
+    if (ret < 0)
+        return ret;
     irq->masked = false;
-    return attach(irq, irqs->delivery, error);
+    return attach(irq, irq->vm->irqs->delivery, error);
 }
 
 void kvm_irq_mask(struct kvm_irq *irq)
 {
     irq->masked = true;
-    detach_kernel(irq);
-    detach_proxy(irq);
+    detach(irq);
 }
 
 bool kvm_irq_pending(const struct kvm_irq *irq)

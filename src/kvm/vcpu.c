@@ -15,10 +15,11 @@
 #include <sys/mman.h>
 
 #include "base/log.h"
+#include "base/sandbox.h"
 #include "base/util.h"
 
 #define DELIVERY_ERRORS_MAX 8u
-#define KICK_SIGNAL SIGUSR1
+#define KICK_SIGNAL         SIGUSR1
 
 /* --- kicks --------------------------------------------------------------------------------- */
 
@@ -219,6 +220,7 @@ static void *vcpu_main(void *opaque)
 {
     struct kvm_vcpu *vcpu = opaque;
 
+    sandbox_enter(SANDBOX_VCPU);
     pthread_mutex_lock(&vcpu->lock);
     while (!vcpu->ends) {
         if (vcpu->task)

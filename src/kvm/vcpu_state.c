@@ -85,14 +85,17 @@ static bool left_out(uint32_t index)
     return index == MSR_TSC || index == MSR_KVM_WALL_CLOCK || index == MSR_KVM_WALL_CLOCK_NEW;
 }
 
-/* The list that KVM gives contains MSRs that this processor or CPUID does not have. */
-static bool readable_and_writable(int vcpu_fd, uint32_t index)
+/* The list that KVM gives contains MSRs that this processor or CPUID does not have: KVM takes none
+ * of those. A call that fails is something else. @return 1 or 0; -1 with errno set */
+static int readable_and_writable(int vcpu_fd, uint32_t index)
 {
     union one_msr_argument one = {.room = {0}};
+    int done;
 
     one.head.nmsrs = 1;
     one.head.entries[0].index = index;
-    return ioctl(vcpu_fd, KVM_GET_MSRS, &one) == 1 && ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1;
+    done = ioctl(vcpu_fd, KVM_GET_MSRS, &one);
+    return done == 1 ? ioctl(vcpu_fd, KVM_SET_MSRS, &one) : done;
 }
 
 int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
@@ -107,9 +110,13 @@ int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int 
         return error_set_errno(error, errno, "KVM_GET_MSR_INDEX_LIST failed");
     msrs->count = 0;
     for (uint32_t i = 0; i < list->head.nmsrs; i++) {
-        if (!left_out(list->head.indices[i]) &&
-            readable_and_writable(vcpu_fd, list->head.indices[i]))
-            msrs->indices[msrs->count++] = list->head.indices[i];
+        uint32_t index = list->head.indices[i];
+        int usable = left_out(index) ? 0 : readable_and_writable(vcpu_fd, index);
+
+        if (usable < 0)
+            return error_set_errno(error, errno, "cannot ask KVM for MSR 0x%x", index);
+        if (usable)
+            msrs->indices[msrs->count++] = index;
     }
     msrs->xsave_size = MAX((uint32_t)xsave, (uint32_t)sizeof(struct kvm_xsave));
     msrs->nested_size = (uint32_t)nested;
@@ -145,9 +152,10 @@ static int get_msrs(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm_vc
     for (uint32_t i = 0; i < msrs->count; i++)
         argument->entries[i] = (struct kvm_msr_entry){.index = msrs->indices[i]};
     done = ioctl(vcpu_fd, KVM_GET_MSRS, argument);
+    if (done < 0)
+        return error_set_errno(error, errno, "KVM_GET_MSRS failed");
     if (done != (int)msrs->count)
-        return error_set(error, EIO, "KVM_GET_MSRS stopped at MSR 0x%x",
-                         msrs->indices[MAX(done, 0)]);
+        return error_set(error, EIO, "KVM_GET_MSRS stopped at MSR 0x%x", msrs->indices[done]);
     state->msrs_length = msrs_size(msrs->count);
     return 0;
 }
@@ -157,9 +165,11 @@ static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct erro
     const struct kvm_msrs *argument = msrs_of(state);
     int done = ioctl(vcpu_fd, KVM_SET_MSRS, argument);
 
+    if (done < 0)
+        return error_set_errno(error, errno, "KVM_SET_MSRS failed");
     if (done != (int)argument->nmsrs)
         return error_set(error, EIO, "KVM_SET_MSRS stopped at MSR 0x%x",
-                         argument->entries[MAX(done, 0)].index);
+                         argument->entries[done].index);
     return 0;
 }
 

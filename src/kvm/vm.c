@@ -55,6 +55,7 @@ static const struct {
     {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
     {KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"},
     {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
+    {KVM_CAP_IRQFD_RESAMPLE, "KVM_CAP_IRQFD_RESAMPLE"},
     {KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI"},
     {KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"},
     {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"},
@@ -74,15 +75,31 @@ static int open_kvm(struct kvm_vm *vm, struct error *error)
     int version;
 
     vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (vm->kvm_fd < 0 && (errno == ENOENT || errno == ENODEV || errno == ENXIO))
+        return error_set(error, errno,
+                         "/dev/kvm is not there: switch virtualisation on in the firmware, and "
+                         "load the module kvm_intel or kvm_amd");
+    if (vm->kvm_fd < 0 && (errno == EACCES || errno == EPERM))
+        return error_set(error, errno,
+                         "no permission to open /dev/kvm: give this user read and write access to "
+                         "it (group kvm)");
     if (vm->kvm_fd < 0)
-        return error_set_errno(error, errno,
-                               "cannot open /dev/kvm (is virtualisation on, is the kvm module "
-                               "loaded, may this user open it?)");
+        return error_set_errno(error, errno, "cannot open /dev/kvm");
     version = ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0);
     if (version != KVM_API_VERSION)
         return error_set(error, ENOTSUP, "/dev/kvm has API version %d, expected %d", version,
                          KVM_API_VERSION);
     return 0;
+}
+
+/* The TSC of a VM has the frequency that the host had measured when KVM was loaded, but a host
+ * measures again, better, some seconds into its life. If the processor cannot scale TSCs, KVM then
+ * refuses the vCPUs that frequency without a word and takes their TSC for zero: what a guest sets
+ * its timer to, by its TSC, is as many seconds late as the host has been running. Zero stands for
+ * the frequency as known now. A kernel without this call for VMs has nothing else to offer. */
+static void set_tsc_frequency(const struct kvm_vm *vm)
+{
+    (void)!ioctl(vm->fd, KVM_SET_TSC_KHZ, 0);
 }
 
 static int create_vm(struct kvm_vm *vm, struct error *error)
@@ -100,6 +117,7 @@ static int create_vm(struct kvm_vm *vm, struct error *error)
     if (size < (int)sizeof(struct kvm_run))
         return error_set(error, ENOTSUP, "KVM_GET_VCPU_MMAP_SIZE returned %d", size);
     vm->vcpu_mmap_size = (unsigned)size;
+    set_tsc_frequency(vm);
     return 0;
 }
 
@@ -123,7 +141,7 @@ int kvm_vm_create(struct kvm_vm *vm, struct error *error)
 {
     int ret;
 
-    *vm = (struct kvm_vm){.kvm_fd = -1, .fd = -1};
+    *vm = (struct kvm_vm){.kvm_fd = -1, .fd = -1, .vfio_fd = -1};
     ret = open_kvm(vm, error);
     if (ret == 0)
         ret = create_vm(vm, error);
@@ -141,8 +159,10 @@ int kvm_vm_create(struct kvm_vm *vm, struct error *error)
 void kvm_vm_destroy(struct kvm_vm *vm)
 {
     kvm_irqs_destroy(vm);
+    close_fd(vm->vfio_fd);
     close_fd(vm->fd);
     close_fd(vm->kvm_fd);
+    vm->vfio_fd = -1;
     vm->fd = -1;
     vm->kvm_fd = -1;
 }
@@ -300,5 +320,8 @@ int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct erro
 
 int kvm_vm_reset(struct kvm_vm *vm, struct error *error)
 {
-    return kvm_vm_load(vm, &vm->initial, error);
+    int ret = kvm_vm_load(vm, &vm->initial, error);
+
+    kvm_irqs_resample(vm);
+    return ret;
 }

@@ -36,6 +36,7 @@ extern const struct state_type kvm_clock_state_type;
 struct kvm_vm {
     int kvm_fd;
     int fd;
+    int vfio_fd; /**< KVM's VFIO device, see kvm/vfio.h; -1 while there is none */
     unsigned vcpu_mmap_size;
     uint64_t slots[KVM_SLOTS_MAX / 64]; /**< bit map of memory slots in use */
     struct kvm_irqs *irqs;              /**< message-signalled interrupts, see kvm/irq.h */

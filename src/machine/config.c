@@ -60,9 +60,15 @@ static const struct option options[] = {
     {"smp", "[cpus=]N", option_smp, "virtual processors; default 1"},
     {"object", "memory-backend-memfd,id=ID,size=SIZE[,hugetlb=on[,hugetlbsize=2M]][,prealloc=on]",
      option_object, "memory, for -machine memory-backend=ID"},
-    {"object", "iommufd,id=ID", option_object, "an address space for devices"},
-    {"device", "vfio-pci,id=ID,host=ADDRESS,iommufd=ID[,addr=SLOT]", option_device,
-     "passes a PCI device of the host to the guest"},
+    {"object", "iommufd,id=ID[,fd=N]", option_object,
+     "an iommufd, for devices that name it; fd: a descriptor that baton inherits, of /dev/iommu"},
+    {"device",
+     "vfio-pci,host=ADDRESS|sysfsdev=DIR|fd=N[,id=ID][,iommufd=ID[,ioas=NAME]"
+     "[,hwpt=shared|own|ioas]][,container=NAME][,p2p=on|off][,addr=SLOT]",
+     option_device,
+     "passes a PCI device of the host to the guest: by its address, its directory in sysfs (a "
+     "mediated device), or a descriptor that baton inherits, of /dev/vfio/devices/vfioN; without "
+     "iommufd=, through a legacy container"},
     {"kernel", "FILE", option_kernel, "bzImage or PVH ELF to boot; needed unless -incoming"},
     {"initrd", "FILE", option_initrd, "initial RAM disk"},
     {"append", "TEXT", option_append, "kernel command line"},
@@ -80,6 +86,11 @@ static const struct option options[] = {
      option_incoming, "take a guest over from another process"},
     {"incoming", "tcp:HOST:PORT | unix:PATH | defer", option_incoming,
      "QEMU's main channel: accepted, not used"},
+    {"trace", "[enable=]PATTERN | help", option_trace,
+     "events to write a line about, such as 'update_*'; several are possible; 'help' lists them"},
+    {"D", "FILE", option_log_file, "where the lines of -trace go; default: standard error"},
+    {"sandbox", "[enable=]on|off", option_sandbox,
+     "filter the system calls of each thread; default: on"},
     {"version", NULL, option_version, "print the version"},
     {"help", NULL, option_help, "print this"},
     {"h", NULL, option_help, NULL},
@@ -130,7 +141,7 @@ int config_parse(struct config *config, int argc, const char *const *argv, struc
         ret = option->read(&parser, value);
         if (ret < 0)
             return ret;
-        if (config->help || config->version)
+        if (config->help || config->version || config->trace_help)
             return 0;
     }
     return config_settle(&parser);

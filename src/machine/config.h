@@ -14,28 +14,46 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "iommu/iommu.h"
 
 #define CONFIG_ID_SIZE      64
 #define CONFIG_PATH_SIZE    1024
 #define CONFIG_CMDLINE_SIZE 2048
+#define CONFIG_SYSFS_SIZE   256
 #define CONFIG_CPUS_MAX     32
 #define CONFIG_DEVICES_MAX  31 /* bus 0 less the host bridge */
 #define CONFIG_IOMMUS_MAX   8
 #define CONFIG_QMP_MAX      4
+#define CONFIG_TRACES_MAX   16
 #define CONFIG_OPTIONS_MAX  192 /* strings of a definition */
 
 #define CONFIG_MACHINE_VERSION "baton-1.0"
 
-/** -object iommufd,id=ID */
-struct config_iommu {
-    char id[CONFIG_ID_SIZE];
+/** What fd= is when it is no number of this process's: */
+enum config_fd {
+    CONFIG_FD_NONE = -1,        /**< not given: baton opens the object itself */
+    CONFIG_FD_HANDED_OVER = -2, /**< of a running guest, which was given it: it comes by name */
 };
 
-/** -device vfio-pci,host=ADDR,iommufd=ID,id=ID[,addr=DEV.FN] */
-struct config_vfio_pci {
+/** -object iommufd,id=ID[,fd=N] */
+struct config_iommu {
     char id[CONFIG_ID_SIZE];
-    char host[16]; /**< full form, "0000:01:00.0" */
-    char iommufd[CONFIG_ID_SIZE];
+    int fd; /**< an open /dev/iommu, or enum config_fd */
+};
+
+/** -device vfio-pci,host=ADDR|sysfsdev=DIR|fd=N[,id=ID][,iommufd=ID[,ioas=NAME]][,container=NAME]
+ * [,hwpt=shared|own|ioas][,p2p=on|off][,addr=DEV.FN]. Exactly one of host, sysfsdev and fd is
+ * given. */
+struct config_vfio_pci {
+    char id[CONFIG_ID_SIZE];          /**< given, or see config_implied_id() */
+    char host[16];                    /**< full form, "0000:01:00.0"; or "" */
+    char sysfsdev[CONFIG_SYSFS_SIZE]; /**< its directory in sysfs; or "" */
+    int fd;                           /**< an open /dev/vfio/devices/vfioN, or enum config_fd */
+    char iommufd[CONFIG_ID_SIZE];     /**< id of an -object iommufd; "": a legacy container */
+    char ioas[CONFIG_ID_SIZE];        /**< name of an address space in it; "": its first */
+    char container[CONFIG_ID_SIZE];   /**< name of a legacy container; "": the common one */
+    enum iommu_hwpt_choice hwpt;      /**< iommufd: its hardware page table; shared unless said */
+    bool p2p;                         /**< the other devices reach its BARs; on unless said */
     uint8_t devfn; /**< resolved: assigned in order from 01.0 when addr= is absent */
 };
 
@@ -64,7 +82,12 @@ struct config {
     char pidfile[CONFIG_PATH_SIZE];
 
     /* How this process starts: never travels. */
-    bool start_paused;                   /**< -S */
+    bool start_paused;                              /**< -S */
+    bool no_sandbox;                                /**< -sandbox off */
+    char traces[CONFIG_TRACES_MAX][CONFIG_ID_SIZE]; /**< -trace: patterns; with "-" in front: off */
+    unsigned trace_count;
+    bool trace_help;                     /**< -trace help: nothing after it was read */
+    char log_file[CONFIG_PATH_SIZE];     /**< -D */
     bool incoming;                       /**< any -incoming was given */
     char incoming_cpr[CONFIG_PATH_SIZE]; /**< unix path of the cpr channel */
     bool help;                           /**< -help: nothing after it was read */
@@ -96,6 +119,27 @@ enum config_option {
  * @return 0; -EINVAL with an error that names the option or property and what was expected
  */
 int config_parse(struct config *config, int argc, const char *const *argv, struct error *error);
+
+/** @return "shared", "own" or "ioas" */
+const char *config_hwpt_name(enum iommu_hwpt_choice hwpt);
+
+/**
+ * Name of a device without id=: its host address, or the last part of its sysfs directory, the same
+ * in every process; or "fd:N" for a descriptor, which means something in this process only. "" when
+ * there is nothing that would do. What has a colon is no id that can be given.
+ */
+void config_implied_id(const struct config_vfio_pci *device, char id[CONFIG_ID_SIZE]);
+
+/** @return whether a device has a name that another process can find it by */
+bool config_is_named(const struct config_vfio_pci *device);
+
+/**
+ * Makes the descriptors of fd= this process's own: they must be open, and are not passed on to
+ * what it executes. An incoming process closes them: it gets the guest's.
+ * Before anything else is opened.
+ * @return 0; -EBADF with an error that names the option
+ */
+int config_claim_descriptors(const struct config *config, struct error *error);
 
 /** Writes the options and their meanings, one a line, from the table that config_parse() uses. */
 void config_print_help(FILE *out);

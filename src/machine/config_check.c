@@ -51,9 +51,9 @@ static int check_device_pair(const struct config_vfio_pci *a, const struct confi
 {
     if (strcmp(a->id, b->id) == 0)
         return error_set(error, EINVAL, "-device: two devices have the id '%s'", a->id);
-    if (strcmp(a->host, b->host) == 0)
+    if (config_source_name(a)[0] && strcmp(config_source_name(a), config_source_name(b)) == 0)
         return error_set(error, EINVAL, "-device: '%s' and '%s' are the same host device %s", a->id,
-                         b->id, a->host);
+                         b->id, config_source_name(a));
     if (a->devfn != DEVFN_UNASSIGNED && a->devfn == b->devfn)
         return error_set(error, EINVAL, "-device: '%s' and '%s' are both in slot %02x", a->id,
                          b->id, a->devfn >> 3);
@@ -68,7 +68,7 @@ static int check_devices(struct parser *parser)
     for (unsigned i = 0; ret == 0 && i < config->device_count; i++) {
         const struct config_vfio_pci *device = &config->devices[i];
 
-        if (config_find_iommu(config, device->iommufd) == NULL)
+        if (device->iommufd[0] && config_find_iommu(config, device->iommufd) == NULL)
             return error_set(parser->error, EINVAL,
                              "-device: '%s' names iommufd '%s', which does "
                              "not exist: add -object iommufd,id=%s",
@@ -77,6 +77,33 @@ static int check_devices(struct parser *parser)
             ret = check_device_pair(&config->devices[j], device, parser->error);
     }
     return ret;
+}
+
+/* @return how many objects and devices are to have a descriptor */
+static unsigned count_uses(const struct config *config, int fd)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < config->iommu_count; i++)
+        count += config->iommus[i].fd == fd;
+    for (unsigned i = 0; i < config->device_count; i++)
+        count += config->devices[i].fd == fd;
+    return count;
+}
+
+/* Each inherited descriptor is one object's. */
+static int check_descriptors(struct parser *parser)
+{
+    const struct config *config = parser->config;
+
+    for (unsigned i = 0; i < config->iommu_count + config->device_count; i++) {
+        int fd = i < config->iommu_count ? config->iommus[i].fd
+                                         : config->devices[i - config->iommu_count].fd;
+
+        if (fd >= 0 && count_uses(config, fd) > 1)
+            return error_set(parser->error, EINVAL, "fd=%d is given twice", fd);
+    }
+    return 0;
 }
 
 /* Gives slots to devices without addr=, in order, from 01.0. There is one for each of them. */
@@ -142,6 +169,8 @@ int config_settle(struct parser *parser)
     ret = settle_memory(parser);
     if (ret == 0)
         ret = check_devices(parser);
+    if (ret == 0)
+        ret = check_descriptors(parser);
     if (ret == 0)
         ret = check_qmp(parser);
     if (ret == 0)

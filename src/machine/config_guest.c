@@ -219,16 +219,18 @@ static int read_memory_backend(struct parser *parser, struct properties *p, cons
     return ret;
 }
 
-static int read_iommufd(struct parser *parser, const char *id)
+static int read_iommufd(struct parser *parser, struct properties *p, const char *id)
 {
     struct config *config = parser->config;
+    struct config_iommu *iommu = &config->iommus[config->iommu_count];
 
     if (config->iommu_count == CONFIG_IOMMUS_MAX)
         return error_set(parser->error, EINVAL, "-object: more than %d iommufd objects",
                          CONFIG_IOMMUS_MAX);
-    strcpy(config->iommus[config->iommu_count++].id, id);
+    strcpy(iommu->id, id);
+    config->iommu_count++;
     config->given[CONFIG_OPTION_OBJECT] = true;
-    return 0;
+    return config_read_fd(parser, p, &iommu->fd);
 }
 
 const struct config_iommu *config_find_iommu(const struct config *config, const char *id)
@@ -270,40 +272,11 @@ int option_object(struct parser *parser, const char *value)
                         "memory-backend-memfd and iommufd",
                         type);
     else if (ret == 0)
-        ret = type[0] == 'm' ? read_memory_backend(parser, &p, id) : read_iommufd(parser, id);
+        ret = type[0] == 'm' ? read_memory_backend(parser, &p, id) : read_iommufd(parser, &p, id);
     if (ret == 0)
         ret = properties_finish(&p, parser->error);
     properties_clear(&p);
     return ret;
-}
-
-/* Reads [DDDD:]BB:DD.F and writes the full form, in lower case. */
-static int read_host_address(struct parser *parser, struct config_vfio_pci *device,
-                             const char *text)
-{
-    unsigned domain = 0, bus, slot, function;
-    int used = 0, fields;
-
-    if (text == NULL)
-        return error_set(parser->error, EINVAL,
-                         "-device: vfio-pci '%s' needs host=, a PCI address "
-                         "such as 0000:01:00.0",
-                         device->id);
-    fields = sscanf(text, "%4x:%2x:%2x.%1x%n", &domain, &bus, &slot, &function, &used);
-    if (fields != 4) {
-        domain = 0;
-        fields = 1 + sscanf(text, "%2x:%2x.%1x%n", &bus, &slot, &function, &used);
-    }
-    /* scanf takes blanks, signs and 0x, which no address has. */
-    if (fields != 4 || text[used] != '\0' || slot > 31 || function > 7 ||
-        text[strspn(text, "0123456789abcdefABCDEF:.")] != '\0')
-        return error_set(parser->error, EINVAL,
-                         "-device: vfio-pci '%s': host= must be a PCI "
-                         "address such as 0000:01:00.0, not '%s'",
-                         device->id, text);
-    snprintf(device->host, sizeof(device->host), "%04x:%02x:%02x.%x", domain & 0xffff, bus & 0xff,
-             slot & 0x1f, function & 7);
-    return 0;
 }
 
 /* Reads "DD" or "DD.F", hexadecimal. */
@@ -331,23 +304,93 @@ static int read_slot(struct parser *parser, struct config_vfio_pci *device, cons
     return 0;
 }
 
+/* Names of an IOAS and of a container follow the rule for ids. */
+static int read_space_name(struct parser *parser, struct properties *p, const char *key,
+                           char name[CONFIG_ID_SIZE])
+{
+    char option[32];
+    int ret = properties_string(p, key, name, CONFIG_ID_SIZE, parser->error);
+
+    snprintf(option, sizeof(option), "-device: %s=", key);
+    if (ret == 0 && name[0])
+        ret = config_check_id(parser->error, option, name);
+    return ret;
+}
+
+/* Which address space the device is in: QEMU's iommufd=, or a legacy container without; the names
+ * of several in one object, and of several containers, are baton's own. */
+static int read_space(struct parser *parser, struct properties *p, struct config_vfio_pci *device)
+{
+    int ret =
+        properties_string(p, "iommufd", device->iommufd, sizeof(device->iommufd), parser->error);
+
+    if (ret == 0)
+        ret = read_space_name(parser, p, "ioas", device->ioas);
+    if (ret == 0)
+        ret = read_space_name(parser, p, "container", device->container);
+    if (ret == 0 && device->ioas[0] && !device->iommufd[0])
+        ret = error_set(parser->error, EINVAL,
+                        "-device: vfio-pci '%s': ioas= is an address space of an iommufd: it needs "
+                        "iommufd=ID",
+                        device->id);
+    if (ret == 0 && device->container[0] && device->iommufd[0])
+        ret = error_set(parser->error, EINVAL,
+                        "-device: vfio-pci '%s': container= and iommufd= exclude each other",
+                        device->id);
+    if (ret == 0 && device->fd != CONFIG_FD_NONE && !device->iommufd[0])
+        ret = error_set(parser->error, EINVAL,
+                        "-device: vfio-pci '%s': fd= needs iommufd=ID: a legacy container opens "
+                        "its devices itself",
+                        device->id);
+    return ret;
+}
+
+static const char *const hwpt_names[] = {
+    [IOMMU_HWPT_SHARED] = "shared",
+    [IOMMU_HWPT_OWN] = "own",
+    [IOMMU_HWPT_IOAS] = "ioas",
+};
+
+const char *config_hwpt_name(enum iommu_hwpt_choice hwpt)
+{
+    return hwpt_names[hwpt];
+}
+
+static int read_hwpt(struct parser *parser, struct config_vfio_pci *device, const char *text)
+{
+    if (text == NULL)
+        return 0;
+    if (!device->iommufd[0])
+        return error_set(parser->error, EINVAL,
+                         "-device: vfio-pci '%s': hwpt= is about an iommufd: it needs iommufd=ID",
+                         device->id);
+    for (unsigned i = 0; i < ARRAY_SIZE(hwpt_names); i++) {
+        if (strcmp(text, hwpt_names[i]) == 0) {
+            device->hwpt = i;
+            return 0;
+        }
+    }
+    return error_set(parser->error, EINVAL,
+                     "-device: vfio-pci '%s': hwpt= must be shared, own or ioas, not '%s'",
+                     device->id, text);
+}
+
 static int read_vfio_pci(struct parser *parser, struct properties *p,
                          struct config_vfio_pci *device)
 {
     int ret = properties_string(p, "id", device->id, sizeof(device->id), parser->error);
 
-    if (ret == 0)
+    if (ret == 0 && device->id[0])
         ret = config_check_id(parser->error, "-device vfio-pci", device->id);
     if (ret == 0)
-        ret = read_host_address(parser, device, properties_get(p, "host"));
+        ret = config_read_source(parser, p, device);
     if (ret == 0)
-        ret = properties_string(p, "iommufd", device->iommufd, sizeof(device->iommufd),
-                                parser->error);
-    if (ret == 0 && device->iommufd[0] == '\0')
-        ret = error_set(parser->error, EINVAL,
-                        "-device: vfio-pci '%s' needs iommufd=ID and "
-                        "-object iommufd,id=ID: legacy containers are not available yet",
-                        device->id);
+        ret = read_space(parser, p, device);
+    if (ret == 0)
+        ret = read_hwpt(parser, device, properties_get(p, "hwpt"));
+    device->p2p = true;
+    if (ret == 0)
+        ret = properties_bool(p, "p2p", &device->p2p, parser->error);
     if (ret == 0)
         ret = read_slot(parser, device, properties_get(p, "addr"));
     return ret;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/un.h>
 
+#include "base/trace.h"
 #include "base/util.h"
 #include "machine/config_parser.h"
 #include "machine/properties.h"
@@ -179,6 +180,70 @@ int option_incoming(struct parser *parser, const char *value)
                         "or tcp:, unix: or defer for the main channel, not '%s'",
                         value);
     properties_clear(&p);
+    return ret;
+}
+
+/* QEMU's syntax, less its files of events. A "-" in front of a pattern switches off. */
+static int add_trace(struct parser *parser, struct properties *p)
+{
+    struct config *config = parser->config;
+    const char *pattern = properties_get(p, "enable");
+    struct error unknown;
+    int ret;
+
+    if (pattern == NULL)
+        return error_set(parser->error, EINVAL,
+                         "-trace: a pattern is missing: -trace help lists the events");
+    if (strcmp(pattern, "help") == 0) {
+        config->trace_help = true;
+        return 0;
+    }
+    if (config->trace_count == CONFIG_TRACES_MAX)
+        return error_set(parser->error, EINVAL, "-trace: more than %d patterns", CONFIG_TRACES_MAX);
+    if (trace_check(pattern + (pattern[0] == '-'), &unknown) < 0)
+        return error_set(parser->error, EINVAL, "-trace: %s: -trace help lists them",
+                         unknown.message);
+    ret = properties_string(p, "enable", config->traces[config->trace_count], CONFIG_ID_SIZE,
+                            parser->error);
+    if (ret == 0)
+        config->trace_count++;
+    return ret;
+}
+
+int option_trace(struct parser *parser, const char *value)
+{
+    struct properties p;
+    int ret = properties_parse(&p, "-trace", value, "enable", parser->error);
+
+    if (ret < 0)
+        return ret;
+    ret = add_trace(parser, &p);
+    if (ret == 0)
+        ret = properties_finish(&p, parser->error);
+    properties_clear(&p);
+    return ret;
+}
+
+int option_log_file(struct parser *parser, const char *value)
+{
+    return config_copy(parser, "-D", parser->config->log_file, CONFIG_PATH_SIZE, value);
+}
+
+/* QEMU's syntax, less its properties: what they switch off is not on the lists in the first place.
+ */
+int option_sandbox(struct parser *parser, const char *value)
+{
+    struct properties p;
+    bool enable = true;
+    int ret = properties_parse(&p, "-sandbox", value, "enable", parser->error);
+
+    if (ret < 0)
+        return ret;
+    ret = properties_bool(&p, "enable", &enable, parser->error);
+    if (ret == 0)
+        ret = properties_finish(&p, parser->error);
+    properties_clear(&p);
+    parser->config->no_sandbox = !enable;
     return ret;
 }
 

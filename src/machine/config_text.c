@@ -9,8 +9,7 @@
 #include <string.h>
 
 #include "base/util.h"
-#include "machine/config.h"
-#include "machine/properties.h"
+#include "machine/config_parser.h"
 
 #define VALUE_SIZE                                                                                 \
     (2 * CONFIG_CMDLINE_SIZE + 256) /* the longest string, every character doubled                 \
@@ -66,19 +65,65 @@ static void put_memory(struct writer *writer, const struct config *config)
     }
 }
 
+/* Appends ",KEY=VALUE", or nothing for an empty value. */
+static void append(char *text, size_t size, const char *key, const char *value)
+{
+    char escaped[2 * CONFIG_SYSFS_SIZE];
+    size_t used = strlen(text), length;
+    bool fits = properties_escape(escaped, sizeof(escaped), value);
+
+    assert(fits);
+    if (value[0] == '\0')
+        return;
+    length = (size_t)snprintf(text + used, size - used, ",%s=%s", key, escaped);
+    assert(length < size - used);
+}
+
+/* A number is written only where there is no name, and then it never leaves this process. */
+static void append_fd(char *text, size_t size, int fd, bool named)
+{
+    char number[16];
+
+    if (fd == CONFIG_FD_NONE)
+        return;
+    snprintf(number, sizeof(number), "%d", fd);
+    append(text, size, "fd", named ? CONFIG_FD_HANDED_OVER_TEXT : number);
+}
+
+static void put_device(struct writer *writer, const struct config_vfio_pci *device)
+{
+    char text[CONFIG_CMDLINE_SIZE] = "vfio-pci";
+
+    append(text, sizeof(text), "id", config_has_implied_id(device) ? "" : device->id);
+    append(text, sizeof(text), "host", device->host);
+    append(text, sizeof(text), "sysfsdev", device->sysfsdev);
+    append_fd(text, sizeof(text), device->fd, config_is_named(device));
+    append(text, sizeof(text), "iommufd", device->iommufd);
+    append(text, sizeof(text), "ioas", device->ioas);
+    append(text, sizeof(text), "container", device->container);
+    append(text, sizeof(text), "hwpt",
+           device->hwpt != IOMMU_HWPT_SHARED ? config_hwpt_name(device->hwpt) : "");
+    append(text, sizeof(text), "p2p", device->p2p ? "" : "off");
+    put(writer, "-device");
+    put(writer, "%s,addr=%02x.%x", text, device->devfn >> 3, device->devfn & 7u);
+}
+
+static void put_iommu(struct writer *writer, const struct config_iommu *iommu)
+{
+    char text[CONFIG_CMDLINE_SIZE] = "iommufd";
+
+    append(text, sizeof(text), "id", iommu->id);
+    append_fd(text, sizeof(text), iommu->fd, true);
+    put(writer, "-object");
+    put(writer, "%s", text);
+}
+
 static void put_devices(struct writer *writer, const struct config *config)
 {
-    for (unsigned i = 0; i < config->iommu_count; i++) {
-        put(writer, "-object");
-        put(writer, "iommufd,id=%s", config->iommus[i].id);
-    }
-    for (unsigned i = 0; i < config->device_count; i++) {
-        const struct config_vfio_pci *device = &config->devices[i];
-
-        put(writer, "-device");
-        put(writer, "vfio-pci,id=%s,host=%s,iommufd=%s,addr=%02x.%x", device->id, device->host,
-            device->iommufd, device->devfn >> 3, device->devfn & 7u);
-    }
+    for (unsigned i = 0; i < config->iommu_count; i++)
+        put_iommu(writer, &config->iommus[i]);
+    for (unsigned i = 0; i < config->device_count; i++)
+        put_device(writer, &config->devices[i]);
 }
 
 static void put_host_side(struct writer *writer, const struct config *config)
@@ -165,13 +210,13 @@ static int compare_backend(const struct config *running, const struct config *gi
     return ret;
 }
 
-static bool has_iommu(const struct config *config, const char *id)
+/* Whose descriptor it is, not its number, which is another in each process. */
+static int compare_fds(int running, int given, struct error *error)
 {
-    for (unsigned i = 0; i < config->iommu_count; i++) {
-        if (strcmp(config->iommus[i].id, id) == 0)
-            return true;
-    }
-    return false;
+    static const char *const how[] = {"opened by baton", "passed by descriptor"};
+
+    return compare_strings("fd=", how[running != CONFIG_FD_NONE], how[given != CONFIG_FD_NONE],
+                           error);
 }
 
 /* The order of objects means nothing. */
@@ -179,14 +224,19 @@ static int compare_iommus(const struct config *running, const struct config *giv
                           struct error *error)
 {
     for (unsigned i = 0; i < given->iommu_count; i++) {
-        if (!has_iommu(running, given->iommus[i].id))
+        const struct config_iommu *own = &given->iommus[i];
+        const struct config_iommu *other = config_find_iommu(running, own->id);
+
+        if (other == NULL)
             return error_set(error, EINVAL,
                              "-object iommufd,id=%s: the running guest has none of "
                              "that id",
-                             given->iommus[i].id);
+                             own->id);
+        if (compare_fds(other->fd, own->fd, error) < 0)
+            return error_prefix(error, "-object iommufd,id=%s: ", own->id);
     }
     for (unsigned i = 0; i < running->iommu_count; i++) {
-        if (!has_iommu(given, running->iommus[i].id))
+        if (config_find_iommu(given, running->iommus[i].id) == NULL)
             return error_set(error, EINVAL,
                              "-object iommufd,id=%s is missing: the running guest "
                              "has it",
@@ -195,22 +245,32 @@ static int compare_iommus(const struct config *running, const struct config *giv
     return 0;
 }
 
-static const struct config_vfio_pci *find_device(const struct config *config, const char *id)
+/* By id; what was given without one is found by the host's name of it. */
+static bool is_same_device(const struct config_vfio_pci *running,
+                           const struct config_vfio_pci *given)
 {
-    for (unsigned i = 0; i < config->device_count; i++) {
-        if (strcmp(config->devices[i].id, id) == 0)
-            return &config->devices[i];
-    }
-    return NULL;
+    const char *name = config_source_name(given);
+
+    return strcmp(running->id, given->id) == 0 || (name[0] && config_has_implied_id(given) &&
+                                                   strcmp(config_source_name(running), name) == 0);
 }
 
 static int compare_device(const struct config_vfio_pci *running,
                           const struct config_vfio_pci *given, struct error *error)
 {
-    int ret = compare_strings("host=", running->host, given->host, error);
+    const char *const strings[][3] = {
+        {"host=", running->host, given->host},
+        {"sysfsdev=", running->sysfsdev, given->sysfsdev},
+        {"iommufd=", running->iommufd, given->iommufd},
+        {"ioas=", running->ioas, given->ioas},
+        {"container=", running->container, given->container},
+        {"hwpt=", config_hwpt_name(running->hwpt), config_hwpt_name(given->hwpt)},
+        {"p2p=", running->p2p ? "on" : "off", given->p2p ? "on" : "off"},
+    };
+    int ret = compare_fds(running->fd, given->fd, error);
 
-    if (ret == 0)
-        ret = compare_strings("iommufd=", running->iommufd, given->iommufd, error);
+    for (unsigned i = 0; ret == 0 && i < ARRAY_SIZE(strings); i++)
+        ret = compare_strings(strings[i][0], strings[i][1], strings[i][2], error);
     if (ret == 0 && running->devfn != given->devfn)
         ret = error_set(error, EINVAL,
                         "addr= differs: the running guest has it in slot %02x, this "
@@ -219,19 +279,39 @@ static int compare_device(const struct config_vfio_pci *running,
     return ret < 0 ? error_prefix(error, "-device vfio-pci,id=%s: ", given->id) : 0;
 }
 
+/* @return the guest's device that was given, or NULL */
+static const struct config_vfio_pci *find_running(const struct config *running,
+                                                  const struct config_vfio_pci *given)
+{
+    for (unsigned i = 0; i < running->device_count; i++) {
+        if (is_same_device(&running->devices[i], given))
+            return &running->devices[i];
+    }
+    return NULL;
+}
+
+static bool was_given(const struct config *given, const struct config_vfio_pci *running)
+{
+    for (unsigned i = 0; i < given->device_count; i++) {
+        if (is_same_device(running, &given->devices[i]))
+            return true;
+    }
+    return false;
+}
+
 /* The order of devices shows in their slots only. */
 static int compare_devices(const struct config *running, const struct config *given,
                            struct error *error)
 {
     for (unsigned i = 0; i < running->device_count; i++) {
-        if (find_device(given, running->devices[i].id) == NULL)
+        if (!was_given(given, &running->devices[i]))
             return error_set(error, EINVAL,
                              "-device vfio-pci,id=%s is missing: the running guest "
                              "has it",
                              running->devices[i].id);
     }
     for (unsigned i = 0; i < given->device_count; i++) {
-        const struct config_vfio_pci *other = find_device(running, given->devices[i].id);
+        const struct config_vfio_pci *other = find_running(running, &given->devices[i]);
         int ret;
 
         if (other == NULL)

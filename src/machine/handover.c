@@ -97,6 +97,9 @@ int machine_read_definition(struct config *config, const void *bytes, size_t len
     for (uint32_t i = 0; i < definition->count; i++)
         argv[i] = definition->options[i].text;
     ret = config_parse(config, (int)definition->count, argv, error);
+    /* after such an option nothing was read, and nothing checked */
+    if (ret == 0 && (config->help || config->version || config->trace_help))
+        ret = error_set(error, EINVAL, "it asks for help");
     if (ret < 0)
         error_prefix(error, "the running guest's definition: ");
     return ret;
@@ -104,18 +107,34 @@ int machine_read_definition(struct config *config, const void *bytes, size_t len
 
 /* --- facts --------------------------------------------------------------------------------- */
 
-/* The sections of a facts stream, in order, for writing and for reading. */
-static size_t list_facts(const struct config *config, struct machine_facts *facts,
-                         struct state_target *targets, char (*ids)[MACHINE_STATE_ID_SIZE])
+#define FACTS_MAX (1 + IOMMU_SPACES_MAX + CONFIG_DEVICES_MAX)
+
+/* An address space's section: those of iommufd objects are named after them. There can be one more
+ * for every device (another IOAS, a container), and which it is stands in it. */
+static void name_space(const struct config *config, unsigned index, char id[MACHINE_STATE_ID_SIZE])
+{
+    if (index < config->iommu_count)
+        snprintf(id, MACHINE_STATE_ID_SIZE, "iommufd/%s", config->iommus[index].id);
+    else
+        snprintf(id, MACHINE_STATE_ID_SIZE, "space/%u", index);
+}
+
+/* The sections of a facts stream, in order, for writing and for reading.
+ * @param spaces address spaces that there are, or can be: those after the iommufd objects' own need
+ *               not be there */
+static size_t list_facts(const struct config *config, struct machine_facts *facts, unsigned spaces,
+                         struct state_target targets[FACTS_MAX],
+                         char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE])
 {
     size_t count = 0;
 
     snprintf(ids[count], MACHINE_STATE_ID_SIZE, "cpuid");
     targets[count++] = (struct state_target){.type = &kvm_cpuid_type, .object = &facts->cpuid};
-    for (unsigned i = 0; i < config->iommu_count; i++) {
-        snprintf(ids[count], MACHINE_STATE_ID_SIZE, "iommufd/%s", config->iommus[i].id);
-        targets[count++] =
-            (struct state_target){.type = &iommu_facts_type, .object = &facts->iommus[i]};
+    for (unsigned i = 0; i < spaces; i++) {
+        name_space(config, i, ids[count]);
+        targets[count++] = (struct state_target){.type = &iommu_facts_type,
+                                                 .object = &facts->spaces[i],
+                                                 .optional = i >= config->iommu_count};
     }
     for (unsigned i = 0; i < config->device_count; i++) {
         snprintf(ids[count], MACHINE_STATE_ID_SIZE, "vfio-pci/%s", config->devices[i].id);
@@ -127,14 +146,13 @@ static size_t list_facts(const struct config *config, struct machine_facts *fact
     return count;
 }
 
-#define FACTS_MAX (1 + CONFIG_IOMMUS_MAX + CONFIG_DEVICES_MAX)
-
 int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
                         size_t capacity, size_t *length, struct error *error)
 {
     struct state_target targets[FACTS_MAX];
     char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
-    size_t count = list_facts(config, (struct machine_facts *)facts, targets, ids);
+    size_t count =
+        list_facts(config, (struct machine_facts *)facts, facts->space_count, targets, ids);
     struct state_writer writer;
 
     state_writer_init(&writer, bytes, capacity);
@@ -164,10 +182,16 @@ int machine_read_facts(const struct config *config, struct machine_facts *facts,
 {
     struct state_target targets[FACTS_MAX];
     char ids[FACTS_MAX][MACHINE_STATE_ID_SIZE];
-    size_t count = list_facts(config, facts, targets, ids);
-    CLEANUP_FREE void *scratch = give_scratch(targets, count);
+    unsigned spaces = config->iommu_count + config->device_count;
+    size_t count = list_facts(config, facts, spaces, targets, ids);
+    void *scratch = give_scratch(targets, count);
+    int ret = state_load(bytes, length, targets, count, error);
 
-    return state_load(bytes, length, targets, count, error);
+    free(scratch);
+    facts->space_count = 0;
+    for (unsigned i = 0; ret == 0 && i < spaces && targets[1 + i].loaded; i++)
+        facts->space_count++;
+    return ret;
 }
 
 /* --- describe and adopt -------------------------------------------------------------------- */
@@ -273,7 +297,8 @@ void machine_make_targets(struct machine *machine)
             name_section(machine, part, j, machine->target_ids[next]);
             machine->targets[next] = (struct state_target){.id = machine->target_ids[next],
                                                            .type = part->state_type,
-                                                           .object = part->state(machine, j)};
+                                                           .object = part->state(machine, j),
+                                                           .optional = part->is_default != NULL};
         }
     }
     machine->target_scratch = give_scratch(machine->targets, machine->target_count);
@@ -286,6 +311,7 @@ size_t machine_state_capacity(const struct config *config)
     size_t capacity = 64 * KIB;
 
     capacity += config->cpus * (3 * kvm_vcpu_state_type.size + SECTION_OVERHEAD);
+    capacity += 4 * iommu_peers_state_type.size;
     capacity += config->device_count * (4 * vfio_pci_state_type.size + SECTION_OVERHEAD);
     return align_up(capacity, PAGE_SIZE);
 }
@@ -301,6 +327,20 @@ static int save_parts(struct machine *machine, struct error *error)
     return 0;
 }
 
+static void write_parts(struct machine *machine, struct state_writer *writer)
+{
+    size_t next = 0;
+
+    for (unsigned i = 0; i < machine_part_count; i++) {
+        const struct machine_part *part = machine_parts[i];
+        bool required = !part->is_default || !part->is_default(machine);
+
+        for (unsigned j = 0; part->state_type && j < part->count(machine); j++, next++)
+            state_write(writer, machine->targets[next].id, part->state_type,
+                        machine->targets[next].object, required);
+    }
+}
+
 static int save_locked(struct machine *machine, void *bytes, size_t capacity, size_t *length,
                        struct error *error)
 {
@@ -311,9 +351,7 @@ static int save_locked(struct machine *machine, void *bytes, size_t capacity, si
         return ret;
     state_writer_init(&writer, bytes, capacity);
     pthread_mutex_lock(&machine->lock);
-    for (size_t i = 0; i < machine->target_count; i++)
-        state_write(&writer, machine->targets[i].id, machine->targets[i].type,
-                    machine->targets[i].object, true);
+    write_parts(machine, &writer);
     pthread_mutex_unlock(&machine->lock);
     return state_writer_finish(&writer, length, error);
 }
@@ -404,10 +442,19 @@ void machine_undo_pause(struct machine *machine)
     machine_post_request(machine, 0);
 }
 
+/* From the go on it is this process, or no longer, that changes address spaces. */
+static void set_spaces_live(struct machine *machine, bool live)
+{
+    pthread_mutex_lock(&machine->lock);
+    iommu_set_set_live(machine->spaces, live);
+    pthread_mutex_unlock(&machine->lock);
+}
+
 void machine_handed_over(struct machine *machine)
 {
     pthread_mutex_lock(&machine->life);
     set_status(machine, MACHINE_POSTMIGRATE);
+    set_spaces_live(machine, false);
     pthread_mutex_unlock(&machine->life);
     if (machine->state.running)
         machine_post_event(machine, MACHINE_EVENT_STOP);
@@ -416,6 +463,7 @@ void machine_handed_over(struct machine *machine)
 void machine_run_adopted(struct machine *machine)
 {
     machine->state.generation++;
+    set_spaces_live(machine, true);
     if (machine->state.running) {
         machine_run_vcpus(machine);
         machine_post_event(machine, MACHINE_EVENT_RESUME);
@@ -460,26 +508,43 @@ int machine_set_delivery(struct machine *machine, enum kvm_irq_delivery delivery
     return ret;
 }
 
-int machine_take_ownership(struct machine *machine, struct error *error)
+/* One of iommu_set_..._ownership(), with the lock. */
+static int with_spaces(struct machine *machine, int (*step)(struct iommu_set *, struct error *),
+                       struct error *error)
 {
-    int ret = 0;
+    int ret;
 
     pthread_mutex_lock(&machine->lock);
-    for (unsigned i = 0; ret == 0 && i < machine->config.iommu_count; i++)
-        ret = iommu_take_ownership(machine->iommus[i], error);
+    ret = step(machine->spaces, error);
     pthread_mutex_unlock(&machine->lock);
     return ret;
 }
 
+int machine_release_ownership(struct machine *machine, struct error *error)
+{
+    return with_spaces(machine, iommu_set_release_ownership, error);
+}
+
+int machine_take_ownership(struct machine *machine, struct error *error)
+{
+    return with_spaces(machine, iommu_set_take_ownership, error);
+}
+
+int machine_take_back_ownership(struct machine *machine, struct error *error)
+{
+    return with_spaces(machine, iommu_set_take_back_ownership, error);
+}
+
+void machine_settle_peers(struct machine *machine)
+{
+    pthread_mutex_lock(&machine->lock);
+    iommu_set_settle_peers(machine->spaces);
+    pthread_mutex_unlock(&machine->lock);
+}
+
 int machine_probe_ownership(struct machine *machine, struct error *error)
 {
-    int ret = 0;
-
-    pthread_mutex_lock(&machine->lock);
-    for (unsigned i = 0; ret == 0 && i < machine->config.iommu_count; i++)
-        ret = iommu_probe_ownership(machine->iommus[i], error);
-    pthread_mutex_unlock(&machine->lock);
-    return ret;
+    return with_spaces(machine, iommu_set_probe_ownership, error);
 }
 
 void machine_set_console_active(struct machine *machine, bool active)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <systemd/sd-event.h>
 
+#include "base/blocker.h"
 #include "base/error.h"
 #include "base/fdset.h"
 #include "iommu/iommu.h"
@@ -23,9 +24,19 @@
 /** What every part must know to be adopted, beyond the definition. */
 struct machine_facts {
     struct kvm_cpuid_table cpuid;
-    struct iommu_facts iommus[CONFIG_IOMMUS_MAX];
+    uint32_t space_count;
+    struct iommu_facts
+        spaces[IOMMU_SPACES_MAX]; /**< first those of the iommufd objects, in order */
     struct vfio_pci_facts devices[CONFIG_DEVICES_MAX];
 };
+
+/* --- blockers ------------------------------------------------------------------------------ */
+
+/**
+ * Adds everything that is known to make a hand-over of this machine impossible. The guest may run,
+ * and no hand-over may be under way: some parts ask the kernel as the owner of their objects.
+ */
+void machine_blockers(struct machine *machine, struct blocker_list *list);
 
 /* --- descriptions -------------------------------------------------------------------------- */
 
@@ -108,9 +119,16 @@ bool machine_was_running(const struct machine *machine);
 int machine_set_delivery(struct machine *machine, enum kvm_irq_delivery delivery,
                          struct error *error);
 
-/** Makes this process the owner of all DMA mappings; or tells whether that would work. */
+/** Ownership of all DMA mappings, see iommu/iommu.h: the outgoing side releases it, the incoming
+ * one takes it, the outgoing one takes it back when the hand-over is undone. Probing tells either
+ * side whether that would work. The guest may run. */
+int machine_release_ownership(struct machine *machine, struct error *error);
 int machine_take_ownership(struct machine *machine, struct error *error);
+int machine_take_back_ownership(struct machine *machine, struct error *error);
 int machine_probe_ownership(struct machine *machine, struct error *error);
+
+/** Incoming, after the go: see iommu_set_settle_peers(). */
+void machine_settle_peers(struct machine *machine);
 
 /** Input of the console: off while the guest changes hands. */
 void machine_set_console_active(struct machine *machine, bool active);

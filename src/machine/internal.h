@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <systemd/sd-event.h>
 
+#include "base/blocker.h"
 #include "devices/chardev.h"
 #include "devices/power.h"
 #include "devices/serial.h"
@@ -34,6 +35,17 @@ enum machine_request {
     MACHINE_REQUEST_FAIL = 1 << 3,
 };
 #define MACHINE_REQUESTS_ALL 0xfu
+
+struct machine_queued_event {
+    enum machine_event event;
+    unsigned device;
+};
+
+/** Whoever listens to what VFIO tells of a device, see notices.c. */
+struct machine_watch {
+    sd_event_source *sources[VFIO_NOTIFIERS];
+    uint64_t last_request_ns; /**< when it was last passed on that the host wants the device back */
+};
 
 /** State of the machine as a whole that a hand-over carries. */
 struct machine_state {
@@ -65,8 +77,9 @@ struct machine {
     struct chardev *console;
     struct serial *serial;
     struct power *power;
-    struct iommu *iommus[CONFIG_IOMMUS_MAX];
+    struct iommu_set *spaces; /**< address spaces for DMA */
     struct vfio_pci *devices[CONFIG_DEVICES_MAX];
+    struct machine_watch watches[CONFIG_DEVICES_MAX];
 
     /* State that has no home in a part; filled in when it is saved or loaded. */
     struct machine_state state;
@@ -83,7 +96,7 @@ struct machine {
     int wake;                  /**< eventfd: the main thread has something to do */
     sd_event_source *wake_source;
     pthread_mutex_t events_lock;
-    enum machine_event events[MACHINE_EVENTS_MAX];
+    struct machine_queued_event events[MACHINE_EVENTS_MAX];
     unsigned event_count;
     machine_event_fn *event_handler;
     void *event_opaque;
@@ -111,10 +124,18 @@ struct machine_part {
     /** Facts and descriptors for adopt. */
     int (*describe)(struct machine *machine, unsigned index, struct machine_facts *facts,
                     struct fdset *fds, struct error *error);
+    /** Adds what keeps this part from being handed over, as far as that shows while the guest runs:
+     * a kernel that lacks a feature, an object without a name, ... Asked every time somebody looks,
+     * with the lock held, never during a hand-over: changes nothing and does not wait. NULL: there
+     * is no such condition. */
+    void (*blockers)(const struct machine *machine, unsigned index, struct blocker_list *list);
     /** Back to power-on, vCPUs paused. */
     int (*reset)(struct machine *machine, unsigned index, struct error *error);
 
     const struct state_type *state_type;
+    /** For a part that older versions do not know: whether its state is what they stand for, so
+     * that they can do without it; theirs have none. NULL: every version knows the part. */
+    bool (*is_default)(const struct machine *machine);
     /** Tells several of a kind apart in a stream, e.g. "nvme0"; NULL: by index, if several. */
     const char *(*id)(const struct machine *machine, unsigned index);
     void *(*state)(struct machine *machine, unsigned index);
@@ -131,7 +152,10 @@ extern const unsigned machine_part_count;
 
 extern const struct machine_part machine_part_own, machine_part_files, machine_part_ram,
     machine_part_vm, machine_part_vcpu, machine_part_clock, machine_part_pci, machine_part_console,
-    machine_part_serial, machine_part_power, machine_part_iommufd, machine_part_vfio_pci;
+    machine_part_serial, machine_part_power, machine_part_iommu, machine_part_vfio_pci;
+
+/** The blockers operation of machine_part_own: states of the guest that cannot be handed over. */
+void machine_own_blockers(const struct machine *machine, unsigned index, struct blocker_list *list);
 
 /** The count of a part that every machine has exactly once. */
 unsigned machine_one(const struct machine *machine);
@@ -150,6 +174,17 @@ int machine_boot(struct machine *machine, struct error *error);
 
 /** Queues an event for the main thread. Any thread. */
 void machine_post_event(struct machine *machine, enum machine_event event);
+
+/** The same for an event of a passed-through device. */
+void machine_post_device_event(struct machine *machine, enum machine_event event, unsigned device);
+
+/** Begins and ends listening to what VFIO tells of a device. Main thread. */
+int machine_watch_device(struct machine *machine, unsigned index, struct error *error);
+void machine_unwatch_device(struct machine *machine, unsigned index);
+
+/** Acts on what VFIO has told of the devices, if the guest is alive in this process. Main thread,
+ * life held. */
+void machine_read_notices(struct machine *machine);
 
 /** Asks the main thread for something. Any thread. */
 void machine_post_request(struct machine *machine, enum machine_request request);

@@ -63,18 +63,24 @@ void machine_post_request(struct machine *machine, enum machine_request request)
 }
 
 /* More than MACHINE_EVENTS_MAX within one turn of the event loop: nobody could follow them. */
-void machine_post_event(struct machine *machine, enum machine_event event)
+void machine_post_device_event(struct machine *machine, enum machine_event event, unsigned device)
 {
     pthread_mutex_lock(&machine->events_lock);
     if (machine->event_count < MACHINE_EVENTS_MAX)
-        machine->events[machine->event_count++] = event;
+        machine->events[machine->event_count++] =
+            (struct machine_queued_event){.event = event, .device = device};
     pthread_mutex_unlock(&machine->events_lock);
     wake_main(machine);
 }
 
+void machine_post_event(struct machine *machine, enum machine_event event)
+{
+    machine_post_device_event(machine, event, 0);
+}
+
 static void deliver_events(struct machine *machine)
 {
-    enum machine_event events[MACHINE_EVENTS_MAX];
+    struct machine_queued_event events[MACHINE_EVENTS_MAX];
     unsigned count;
 
     pthread_mutex_lock(&machine->events_lock);
@@ -83,7 +89,7 @@ static void deliver_events(struct machine *machine)
     machine->event_count = 0;
     pthread_mutex_unlock(&machine->events_lock);
     for (unsigned i = 0; i < count && machine->event_handler; i++)
-        machine->event_handler(machine->event_opaque, events[i]);
+        machine->event_handler(machine->event_opaque, events[i].event, events[i].device);
 }
 
 void machine_set_event_handler(struct machine *machine, machine_event_fn *handler, void *opaque)
@@ -304,6 +310,7 @@ static int on_wake(sd_event_source *source, int fd, uint32_t revents, void *opaq
     (void)revents;
     (void)!read(fd, &count, sizeof(count));
     pthread_mutex_lock(&machine->life);
+    machine_read_notices(machine);
     do_requests(machine);
     pthread_mutex_unlock(&machine->life);
     deliver_events(machine);
@@ -340,6 +347,7 @@ int machine_new(struct machine **result, const struct config *config, sd_event *
     machine->ram.fd = -1;
     machine->vm.fd = -1;
     machine->vm.kvm_fd = -1;
+    machine->vm.vfio_fd = -1;
     machine->vcpus = xcalloc(config->cpus, sizeof(*machine->vcpus));
     pthread_mutex_init(&machine->lock, NULL);
     pthread_mutex_init(&machine->life, NULL);

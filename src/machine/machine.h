@@ -43,10 +43,15 @@ enum machine_event {
     MACHINE_EVENT_SHUTDOWN_GUEST, /**< SHUTDOWN, reason guest-shutdown */
     MACHINE_EVENT_SHUTDOWN_HOST,  /**< SHUTDOWN, reason host-qmp-quit or host-signal */
     MACHINE_EVENT_POWERDOWN,
+    MACHINE_EVENT_DEVICE_ERROR,   /**< VFIO: an error that cannot be corrected; a STOP follows */
+    MACHINE_EVENT_DEVICE_REQUEST, /**< VFIO: the host wants the device back */
 };
 
-/** Called on the main thread, in order, without the lock. */
-typedef void machine_event_fn(void *opaque, enum machine_event event);
+/**
+ * Called on the main thread, in order, without the lock.
+ * @param device of MACHINE_EVENT_DEVICE_...: its index in the configuration; else 0
+ */
+typedef void machine_event_fn(void *opaque, enum machine_event event, unsigned device);
 
 /** Builds a machine from its definition, paused in MACHINE_PRELAUNCH. @param loop borrowed */
 int machine_create(struct machine **machine, const struct config *config, sd_event *loop,

@@ -63,6 +63,7 @@ static int machine_apply_own(struct machine *machine, struct error *error)
 const struct machine_part machine_part_own = {
     .name = "machine",
     .count = machine_one,
+    .blockers = machine_own_blockers,
     .state_type = &machine_state_type,
     .state = machine_state_of,
     .save = machine_save_own,
@@ -149,7 +150,7 @@ const struct machine_part *const machine_parts[] = {
     &machine_part_console,
     &machine_part_serial,
     &machine_part_power,
-    &machine_part_iommufd,
+    &machine_part_iommu,
     &machine_part_vfio_pci,
 };
 /* clang-format on */

@@ -237,86 +237,96 @@ const struct machine_part machine_part_power = {
     .apply = power_part_apply,
 };
 
-/* --- iommufds ------------------------------------------------------------------------------ */
-
-static unsigned iommu_count(const struct machine *machine)
-{
-    return machine->config.iommu_count;
-}
+/* --- address spaces for DMA ---------------------------------------------------------------- */
 
 /* All of guest RAM is reachable by DMA, at its guest-physical address. */
-static int iommu_part_create(struct machine *machine, unsigned index, struct error *error)
+static struct iommu_memory memory_for_dma(const struct machine *machine)
 {
-    int ret = iommu_create(&machine->iommus[index], machine->config.iommus[index].id, error);
+    struct iommu_memory memory = {.fd = machine->ram.fd, .region_count = machine->ram.region_count};
 
-    for (unsigned i = 0; ret == 0 && i < machine->ram.region_count; i++) {
-        const struct ram_region *region = &machine->ram.regions[i];
-
-        ret = iommu_map_file(machine->iommus[index], region->gpa, region->size, machine->ram.fd,
-                             region->offset, error);
-    }
-    return ret;
-}
-
-static bool is_mapped(const struct iommu_facts *facts, const struct ram_region *region)
-{
-    for (uint32_t i = 0; i < facts->mapping_count; i++) {
-        const struct iommu_mapping *mapping = &facts->mappings[i];
-
-        if (mapping->iova == region->gpa && mapping->size == region->size &&
-            mapping->offset == region->offset)
-            return true;
-    }
-    return false;
-}
-
-/* The mappings that the device uses now must be those that this process would have made. */
-static int compare_mappings(const struct machine *machine, const struct iommu_facts *facts,
-                            struct error *error)
-{
-    if (facts->mapping_count != machine->ram.region_count)
-        return error_set(error, EINVAL, "iommufd '%s' has %u DMA mappings, expected %u", facts->id,
-                         facts->mapping_count, machine->ram.region_count);
     for (unsigned i = 0; i < machine->ram.region_count; i++) {
         const struct ram_region *region = &machine->ram.regions[i];
 
-        if (!is_mapped(facts, region))
-            return error_set(error, EINVAL,
-                             "iommufd '%s' does not map 0x%jx bytes of guest memory at 0x%jx",
-                             facts->id, (uintmax_t)region->size, (uintmax_t)region->gpa);
+        memory.regions[i].mapping = (struct iommu_mapping){
+            .iova = region->gpa, .size = region->size, .offset = region->offset};
+        memory.regions[i].host = region->host;
     }
-    return 0;
+    return memory;
+}
+
+/* Those of the iommufd objects; devices make the others as they need them. */
+static int iommu_part_create(struct machine *machine, unsigned index, struct error *error)
+{
+    const struct iommu_memory memory = memory_for_dma(machine);
+    int ret = 0;
+
+    (void)index;
+    iommu_set_create(&machine->spaces, &memory);
+    for (unsigned i = 0; ret == 0 && i < machine->config.iommu_count; i++)
+        ret = iommu_set_add_iommufd(machine->spaces, machine->config.iommus[i].id,
+                                    machine->config.iommus[i].fd, error);
+    return ret;
 }
 
 static int iommu_part_adopt(struct machine *machine, unsigned index,
                             const struct machine_source *source, struct error *error)
 {
-    const struct iommu_facts *facts = &source->facts->iommus[index];
-    int ret = compare_mappings(machine, facts, error);
+    const struct iommu_memory memory = memory_for_dma(machine);
 
-    return ret < 0 ? ret : iommu_adopt(&machine->iommus[index], facts, source->fds, error);
+    (void)index;
+    return iommu_set_adopt(&machine->spaces, &memory, source->facts->spaces,
+                           source->facts->space_count, source->fds, error);
 }
 
 static int iommu_part_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
                                struct fdset *fds, struct error *error)
 {
-    return iommu_describe(machine->iommus[index], &facts->iommus[index], fds, error);
+    (void)index;
+    return iommu_set_describe(machine->spaces, facts->spaces, &facts->space_count, fds, error);
+}
+
+static void iommu_part_blockers(const struct machine *machine, unsigned index,
+                                struct blocker_list *list)
+{
+    (void)index;
+    iommu_set_blockers(machine->spaces, list);
 }
 
 static void iommu_part_destroy(struct machine *machine, unsigned index, bool handed_over)
 {
+    (void)index;
     (void)handed_over;
-    if (machine->iommus[index])
-        iommu_destroy(machine->iommus[index]);
+    iommu_set_destroy(machine->spaces);
 }
 
-const struct machine_part machine_part_iommufd = {
-    .name = "iommufd",
-    .count = iommu_count,
+static void *iommu_part_state(struct machine *machine, unsigned index)
+{
+    (void)index;
+    return iommu_set_peers_state(machine->spaces);
+}
+
+static bool iommu_part_is_default(const struct machine *machine)
+{
+    return iommu_set_peers_state(machine->spaces)->count == 0;
+}
+
+static int iommu_part_apply(struct machine *machine, struct error *error)
+{
+    return iommu_set_apply_peers(machine->spaces, error);
+}
+
+const struct machine_part machine_part_iommu = {
+    .name = "iommu",
+    .count = machine_one,
     .create = iommu_part_create,
     .adopt = iommu_part_adopt,
     .describe = iommu_part_describe,
+    .blockers = iommu_part_blockers,
     .destroy = iommu_part_destroy,
+    .state_type = &iommu_peers_state_type,
+    .is_default = iommu_part_is_default,
+    .state = iommu_part_state,
+    .apply = iommu_part_apply,
 };
 
 /* --- passed-through devices ---------------------------------------------------------------- */
@@ -326,43 +336,57 @@ static unsigned vfio_count(const struct machine *machine)
     return machine->config.device_count;
 }
 
-static void vfio_prepare(const struct machine *machine, unsigned index, struct vfio_pci_config *own,
+/* @param sysfs where the path of its directory has room */
+static void vfio_prepare(const struct machine *machine, unsigned index,
+                         char sysfs[CONFIG_SYSFS_SIZE], struct vfio_pci_config *own,
                          struct vfio_pci_parents *parents)
 {
     const struct config_vfio_pci *config = &machine->config.devices[index];
 
-    *own = (struct vfio_pci_config){.devfn = config->devfn};
+    if (config->sysfsdev[0])
+        memcpy(sysfs, config->sysfsdev, CONFIG_SYSFS_SIZE);
+    else
+        snprintf(sysfs, CONFIG_SYSFS_SIZE, "/sys/bus/pci/devices/%s", config->host);
+    *own = (struct vfio_pci_config){.sysfs = config->fd == CONFIG_FD_NONE ? sysfs : NULL,
+                                    .fd = MAX(config->fd, -1),
+                                    .devfn = config->devfn,
+                                    .space = {.iommufd = config->iommufd,
+                                              .ioas = config->ioas,
+                                              .container = config->container,
+                                              .hwpt = config->hwpt},
+                                    .p2p = config->p2p};
     snprintf(own->id, sizeof(own->id), "%s", config->id);
-    snprintf(own->host, sizeof(own->host), "%s", config->host);
     *parents = (struct vfio_pci_parents){.vm = (struct kvm_vm *)&machine->vm,
                                          .mmio = machine->mmio,
                                          .pio = machine->pio,
-                                         .pci = machine->pci};
-    for (unsigned i = 0; i < machine->config.iommu_count; i++) {
-        if (strcmp(machine->config.iommus[i].id, config->iommufd) == 0)
-            parents->iommu = machine->iommus[i];
-    }
-    assert(parents->iommu != NULL); /* config_parse() has checked the reference */
+                                         .pci = machine->pci,
+                                         .spaces = machine->spaces};
 }
 
 static int vfio_create(struct machine *machine, unsigned index, struct error *error)
 {
+    char sysfs[CONFIG_SYSFS_SIZE];
     struct vfio_pci_config config;
     struct vfio_pci_parents parents;
+    int ret;
 
-    vfio_prepare(machine, index, &config, &parents);
-    return vfio_pci_create(&machine->devices[index], &config, &parents, error);
+    vfio_prepare(machine, index, sysfs, &config, &parents);
+    ret = vfio_pci_create(&machine->devices[index], &config, &parents, error);
+    return ret < 0 ? ret : machine_watch_device(machine, index, error);
 }
 
 static int vfio_adopt(struct machine *machine, unsigned index, const struct machine_source *source,
                       struct error *error)
 {
+    char sysfs[CONFIG_SYSFS_SIZE];
     struct vfio_pci_config config;
     struct vfio_pci_parents parents;
+    int ret;
 
-    vfio_prepare(machine, index, &config, &parents);
-    return vfio_pci_adopt(&machine->devices[index], &config, &parents,
-                          &source->facts->devices[index], source->fds, error);
+    vfio_prepare(machine, index, sysfs, &config, &parents);
+    ret = vfio_pci_adopt(&machine->devices[index], &config, &parents,
+                         &source->facts->devices[index], source->fds, error);
+    return ret < 0 ? ret : machine_watch_device(machine, index, error);
 }
 
 static int vfio_describe(struct machine *machine, unsigned index, struct machine_facts *facts,
@@ -371,8 +395,22 @@ static int vfio_describe(struct machine *machine, unsigned index, struct machine
     return vfio_pci_describe(machine->devices[index], &facts->devices[index], fds, error);
 }
 
+static void vfio_blockers(const struct machine *machine, unsigned index, struct blocker_list *list)
+{
+    const struct config_vfio_pci *config = &machine->config.devices[index];
+    char object[sizeof("device ''") + CONFIG_ID_SIZE];
+
+    snprintf(object, sizeof(object), "device '%s'", config->id);
+    if (!config_is_named(config))
+        blocker_add(list, object,
+                    "it was passed by descriptor and has no name that another process could find "
+                    "it by",
+                    "start the guest with an id= for it");
+}
+
 static void vfio_destroy(struct machine *machine, unsigned index, bool handed_over)
 {
+    machine_unwatch_device(machine, index);
     if (machine->devices[index])
         vfio_pci_destroy(machine->devices[index], handed_over);
 }
@@ -422,6 +460,7 @@ const struct machine_part machine_part_vfio_pci = {
     .create = vfio_create,
     .adopt = vfio_adopt,
     .describe = vfio_describe,
+    .blockers = vfio_blockers,
     .destroy = vfio_destroy,
     .reset = vfio_reset,
     .id = vfio_id,

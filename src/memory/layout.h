@@ -40,3 +40,13 @@
 #define LAYOUT_S5_SLEEP_TYPE    5u /* SLP_TYPa of \_S5 */
 #define LAYOUT_PCI_ADDRESS_PORT 0xcf8u
 #define LAYOUT_PCI_DATA_PORT    0xcfcu
+
+/* INTx: devices share eight inputs of the IOAPIC, by number and pin, so that neighbours do not. */
+#define LAYOUT_PCI_GSI_BASE  16u
+#define LAYOUT_PCI_GSI_COUNT 8u
+
+/* The input of a device on bus 0. @param pin 0 to 3: INTA to INTD */
+static inline unsigned layout_pci_gsi(unsigned device, unsigned pin)
+{
+    return LAYOUT_PCI_GSI_BASE + (device + pin) % LAYOUT_PCI_GSI_COUNT;
+}

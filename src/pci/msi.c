@@ -141,13 +141,21 @@ uint32_t pci_msi_read(const struct pci_msi *msi, unsigned offset, unsigned size)
     return register_part(read_dword(msi, align_down(offset, 4)), offset & 3, size);
 }
 
+/* What the guest sets of message control. As a number of messages, 6 and 7 are reserved. */
+static uint16_t writable_control(uint16_t value)
+{
+    uint16_t messages = MIN(value & PCI_MSI_FLAGS_QSIZE, 5 << 4);
+
+    return (uint16_t)((value & PCI_MSI_FLAGS_ENABLE) | messages);
+}
+
 static void write_dword(struct pci_msi *msi, unsigned offset, uint32_t value)
 {
     struct pci_msi_state *state = msi->state;
     uint64_t vectors = UINT64_C(1) << pci_msi_capacity(msi);
 
     if (offset == 0)
-        state->control = (value >> 16) & CONTROL_WRITABLE;
+        state->control = writable_control((uint16_t)(value >> 16));
     else if (offset == PCI_MSI_ADDRESS_LO)
         state->address = (state->address & ~UINT64_C(0xffffffff)) | (value & ~3u);
     else if (is_64bit(msi) && offset == PCI_MSI_ADDRESS_HI)

@@ -8,12 +8,13 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "update/stages.h"
 
-/* How long the outgoing side may be busy with its own part of a stage. Longer than any of its
- * limits: it decides, this side only must not wait for ever. */
-#define REQUEST_LIMIT_MS 120000
+/* On top of what the outgoing side may take by the table: it decides when something takes too long,
+ * this side only must not wait for ever. */
+#define REQUEST_SLACK_MS 2000
 #define REPLY_LIMIT_MS   5000
 
 /* After the go there is one request left, which comes at once. The main loop waits for it. */
@@ -94,10 +95,26 @@ static int will_end(struct error *error)
     return error_set(error, ECANCELED, "this process was told to end");
 }
 
+/* How long the outgoing side may be busy with its own part of stages before it asks for something
+ * or sends the go. */
+static unsigned request_limit_ms(const struct update_incoming *incoming)
+{
+    unsigned limit_ms = REQUEST_SLACK_MS;
+
+    if (incoming->runs)
+        return FINISH_LIMIT_MS;
+    for (unsigned i = incoming->due; i < stage_count; i++) {
+        limit_ms += stages[i].limit_ms;
+        if (stages[i].incoming || stages[i].outgoing == outgoing_go)
+            break;
+    }
+    return limit_ms;
+}
+
 /* The next request, or the go. */
 static int receive(struct update_incoming *incoming, bool *go, int *fd, struct error *error)
 {
-    unsigned limit_ms = incoming->runs ? FINISH_LIMIT_MS : REQUEST_LIMIT_MS;
+    unsigned limit_ms = request_limit_ms(incoming);
     uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
     int ret;
 
@@ -122,6 +139,7 @@ static int handle_go(struct update_incoming *incoming, struct error *error)
         return error_set(error, EPROTO, "it is not the turn of the go");
     if (told_to_end())
         return will_end(error);
+    trace(update_go, "incoming");
     ret = incoming_go(incoming, error);
     if (ret < 0)
         return ret;
@@ -146,13 +164,16 @@ static int handle_request(struct update_incoming *incoming, bool *finished, stru
         return handle_go(incoming, error);
     start = clock_ns();
     memset(&incoming->wire.reply, 0, sizeof(incoming->wire.reply));
+    trace(update_stage_begin, "incoming", incoming->wire.request.stage);
     result = carry_out(incoming, fd, &why);
+    trace(update_stage_end, "incoming", incoming->wire.request.stage, result);
     ret = answer(incoming, result, start, &why, error);
     if (result < 0) {
         *error = why;
         return error_prefix(error, "stage '%s': ", incoming->wire.request.stage);
     }
-    *finished = stage_find(incoming->wire.request.stage)->incoming == incoming_finish;
+    *finished =
+        incoming->over || stage_find(incoming->wire.request.stage)->incoming == incoming_finish;
     return ret;
 }
 
@@ -172,6 +193,7 @@ static int take_over(struct update_incoming *incoming, struct error *error)
 
 static void report(struct update_incoming *incoming, enum update_status status)
 {
+    trace(update_conclude, "incoming", update_status_name(status));
     incoming->report.status = status;
     incoming->progress(incoming->opaque, &incoming->report);
 }
@@ -196,6 +218,13 @@ static void conclude(struct update_incoming *incoming, int result)
         sd_event_exit(incoming->loop, 1);
         return;
     }
+    if (incoming->over) {
+        log_info("the rehearsal went well: the guest stays where it is, this process ends");
+        incoming->report.dry_run = true;
+        report(incoming, UPDATE_REHEARSED);
+        sd_event_exit(incoming->loop, 0);
+        return;
+    }
     incoming->report.generation = machine_generation(incoming->machine);
     close_breakdown(&incoming->report);
     report(incoming, UPDATE_COMPLETED);
@@ -203,6 +232,8 @@ static void conclude(struct update_incoming *incoming, int result)
 
 static void close_wire(struct update_incoming *incoming)
 {
+    if (incoming->wire.channel && channel_peer_dead(incoming->wire.channel))
+        trace(update_peer_death, "incoming", (int)channel_peer_pid(incoming->wire.channel));
     if (incoming->wire.channel)
         channel_close(incoming->wire.channel);
     incoming->wire.channel = NULL;

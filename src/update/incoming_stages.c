@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "update/stages.h"
 
@@ -122,8 +123,17 @@ static int load(struct update_incoming *incoming, struct error *error)
 int incoming_rehearse(struct update_incoming *incoming, struct error *error)
 {
     int ret = load(incoming, error);
+    uint64_t start;
 
-    return ret < 0 ? ret : machine_probe_ownership(incoming->machine, error);
+    if (ret == 0)
+        ret = machine_probe_ownership(incoming->machine, error);
+    if (ret < 0 || !incoming->wire.request.dry_run)
+        return ret;
+    start = clock_ns();
+    ret = load(incoming, error); /* as the switch would: the second time */
+    incoming->wire.reply.load_ns = clock_ns() - start;
+    incoming->over = ret == 0;
+    return ret;
 }
 
 int incoming_quiesce(struct update_incoming *incoming, struct error *error)
@@ -144,9 +154,11 @@ int incoming_switch(struct update_incoming *incoming, struct error *error)
 /* Nothing may fail once the guest is claimed; what does is reported and lived with. */
 int incoming_go(struct update_incoming *incoming, struct error *error)
 {
+    bool won = wire_claim(&incoming->memory, WIRE_RUNS);
     struct error ignored;
 
-    if (!wire_claim(&incoming->memory, WIRE_RUNS))
+    trace(update_claim, "incoming", won);
+    if (!won)
         return error_set(error, ECANCELED, "the go came too late, the guest has been taken back");
     machine_run_adopted(incoming->machine);
     if (machine_set_delivery(incoming->machine, KVM_IRQ_PROXY, &ignored) < 0)
@@ -198,6 +210,7 @@ void incoming_settle(struct update_incoming *incoming)
     if (machine_set_delivery(incoming->machine, KVM_IRQ_KERNEL, &error) < 0)
         log_error("%s; interrupts go through a thread of this process", error.message);
     machine_set_console_active(incoming->machine, true);
+    machine_settle_peers(incoming->machine);
     collect_entries(incoming);
 }
 

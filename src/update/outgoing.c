@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "update/stages.h"
 
@@ -18,6 +19,7 @@
 /* Asks the incoming side for its part and waits for the answer. */
 static int ask(struct outgoing *outgoing, const struct stage *stage, struct error *error)
 {
+    uint64_t start = clock_ns();
     int ret = wire_send_request(&outgoing->wire, outgoing->request_fd, outgoing_time_left(outgoing),
                                 error);
 
@@ -26,6 +28,8 @@ static int ask(struct outgoing *outgoing, const struct stage *stage, struct erro
         ret = stage->follow_up(outgoing, error);
     if (ret == 0)
         ret = outgoing_receive_reply(outgoing, error);
+    outgoing->measured.trip_ns = clock_ns() - start;
+    outgoing->measured.trip_ns -= MIN(outgoing->measured.trip_ns, outgoing->wire.reply.work_ns);
     if (ret == 0 && stage->answered)
         ret = stage->answered(outgoing, error);
     return ret;
@@ -41,11 +45,14 @@ static int run_stage(struct outgoing *outgoing, const struct stage *stage, struc
     outgoing->wire.reply.work_ns = 0;
     memset(request, 0, sizeof(*request));
     strcpy(request->stage, stage->name); /* names of the table fit */
+    request->dry_run = outgoing->dry_run;
+    trace(update_stage_begin, "outgoing", stage->name);
     update_stage_begins(outgoing->update, stage);
     if (stage->outgoing)
         ret = stage->outgoing(outgoing, error);
     if (ret == 0 && stage->incoming)
         ret = ask(outgoing, stage, error);
+    trace(update_stage_end, "outgoing", stage->name, ret);
     if (ret < 0)
         return error_prefix(error, "stage '%s': ", stage->name);
     update_stage_ends(outgoing->update, outgoing->wire.reply.work_ns);
@@ -61,6 +68,7 @@ static void get_rid_of_peer(struct outgoing *outgoing)
     if (!channel_peer_dead(outgoing->wire.channel)) {
         log_warning("process %d has not answered and is killed",
                     (int)channel_peer_pid(outgoing->wire.channel));
+        trace(update_peer_kill, (int)channel_peer_pid(outgoing->wire.channel));
         syscall(SYS_pidfd_send_signal, ends.fd, SIGKILL, NULL, 0);
     }
     if (poll(&ends, 1, PEER_DEATH_MS) != 1)
@@ -79,14 +87,18 @@ static void undo(struct outgoing *outgoing, unsigned begun, int reason)
     if (outgoing->unanswered && (changed || (reason == -ETIMEDOUT && begun > 1)))
         get_rid_of_peer(outgoing);
     for (unsigned i = 0; i < begun; i++) {
-        if (stages[i].undo_outgoing)
-            stages[i].undo_outgoing(outgoing);
+        if (!stages[i].undo_outgoing)
+            continue;
+        trace(update_undo, stages[i].name);
+        stages[i].undo_outgoing(outgoing);
     }
 }
 
 static void close_wire(struct outgoing *outgoing)
 {
     update_channel_opened(outgoing->update, NULL);
+    if (outgoing->wire.channel && channel_peer_dead(outgoing->wire.channel))
+        trace(update_peer_death, "outgoing", (int)channel_peer_pid(outgoing->wire.channel));
     if (outgoing->wire.channel)
         channel_close(outgoing->wire.channel);
     wire_memory_destroy(&outgoing->memory);
@@ -99,6 +111,8 @@ int outgoing_hand_over(struct outgoing *outgoing, struct error *error)
 
     outgoing->memory.fd = -1;
     for (unsigned i = 0; ret == 0 && i < stage_count; i++) {
+        if (outgoing->dry_run && !stages[i].rehearsal)
+            break; /* what has been done so far is undone by letting go of it */
         ret = run_stage(outgoing, &stages[i], error);
         if (ret == 0)
             continue;

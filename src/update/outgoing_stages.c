@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "update/stages.h"
 
@@ -139,11 +140,37 @@ static int save(struct outgoing *outgoing, struct error *error)
     return ret;
 }
 
+/* In the switch it is not the first time either. */
+static int save_again(struct outgoing *outgoing, struct error *error)
+{
+    uint64_t start = clock_ns();
+    int ret = save(outgoing, error);
+
+    outgoing->measured.save_ns = clock_ns() - start;
+    return ret;
+}
+
 int outgoing_rehearse(struct outgoing *outgoing, struct error *error)
 {
     int ret = machine_probe_ownership(outgoing->machine, error);
 
-    return ret < 0 ? ret : save(outgoing, error);
+    if (ret == 0)
+        ret = save(outgoing, error);
+    if (ret == 0 && outgoing->dry_run)
+        ret = save_again(outgoing, error);
+    return ret;
+}
+
+int outgoing_rehearse_answered(struct outgoing *outgoing, struct error *error)
+{
+    const struct wire_reply *reply = &outgoing->wire.reply;
+
+    (void)error;
+    /* A version that knows of no dry run has not told apart what it did. */
+    outgoing->measured.load_ns = reply->load_ns ? reply->load_ns : reply->work_ns;
+    if (outgoing->dry_run)
+        update_predict(outgoing->update, &outgoing->measured);
+    return 0;
 }
 
 int outgoing_switch(struct outgoing *outgoing, struct error *error)
@@ -153,9 +180,12 @@ int outgoing_switch(struct outgoing *outgoing, struct error *error)
 
 /* --- quiesce ------------------------------------------------------------------------------- */
 
+/* From here to the end of the incoming side's part, the mappings may be nobody's. */
 int outgoing_quiesce(struct outgoing *outgoing, struct error *error)
 {
-    return machine_set_delivery(outgoing->machine, KVM_IRQ_PROXY, error);
+    int ret = machine_set_delivery(outgoing->machine, KVM_IRQ_PROXY, error);
+
+    return ret < 0 ? ret : machine_release_ownership(outgoing->machine, error);
 }
 
 /* What goes wrong here concerns accounting or speed, never the guest: it goes on. */
@@ -163,7 +193,7 @@ void outgoing_undo_quiesce(struct outgoing *outgoing)
 {
     struct error error;
 
-    if (machine_take_ownership(outgoing->machine, &error) < 0)
+    if (machine_take_back_ownership(outgoing->machine, &error) < 0)
         log_error("undo: %s", error.message);
     if (machine_set_delivery(outgoing->machine, KVM_IRQ_KERNEL, &error) < 0) {
         log_error("undo: %s; interrupts go through a thread of this process from now on",
@@ -205,6 +235,7 @@ int outgoing_go(struct outgoing *outgoing, struct error *error)
 
     if (!update_commits(outgoing->update))
         return error_set(error, ECANCELED, "cancelled");
+    trace(update_go, "outgoing");
     ret = wire_send_go(&outgoing->wire, outgoing_time_left(outgoing), error);
     outgoing->unanswered = ret == 0;
     return ret;
@@ -215,8 +246,10 @@ int outgoing_go(struct outgoing *outgoing, struct error *error)
 int outgoing_run(struct outgoing *outgoing, struct error *error)
 {
     int ret = outgoing_receive_reply(outgoing, error);
+    bool won = wire_claim(&outgoing->memory, WIRE_TAKEN_BACK);
 
-    if (!wire_claim(&outgoing->memory, WIRE_TAKEN_BACK))
+    trace(update_claim, "outgoing", won);
+    if (!won)
         return 0;
     if (ret == 0)
         return error_set(error, EPROTO,

@@ -32,8 +32,10 @@ struct outgoing {
     struct fdset fds;     /**< what describe sends */
     int request_fd;       /**< goes with the next request, or -1; borrowed */
     uint64_t deadline_ns; /**< of the stage under way, CLOCK_MONOTONIC */
-    bool paused;          /**< machine_pause_for_switch() is in force */
-    bool unanswered;      /**< the incoming side has been asked for something and may be at it */
+    bool dry_run;         /**< ends after the last stage that is marked as part of a rehearsal */
+    struct update_prediction measured; /**< what a dry run has found so far */
+    bool paused;                       /**< machine_pause_for_switch() is in force */
+    bool unanswered; /**< the incoming side has been asked for something and may be at it */
 };
 
 /** The incoming side's hand-over; its functions run on the event loop's thread. */
@@ -55,6 +57,7 @@ struct update_incoming {
     unsigned due; /**< index of the first stage that has not been carried out */
     bool loaded;  /**< by the switch: the go may come */
     bool runs;    /**< the guest runs here */
+    bool over;    /**< a dry run has come to its end, which was a good one */
     int result;   /**< 0, or why it failed: see error */
     struct error error;
 };
@@ -72,6 +75,7 @@ struct stage {
     /** Puts back what this stage changed; also called when the stage itself failed half-way. */
     void (*undo_outgoing)(struct outgoing *outgoing);
     enum update_status status; /**< what query-migrate says meanwhile */
+    bool rehearsal;            /**< part of a dry run: changes nothing that would need an undo */
     unsigned limit_ms;
 };
 
@@ -93,6 +97,7 @@ int outgoing_run(struct outgoing *outgoing, struct error *error);
 int outgoing_finish(struct outgoing *outgoing, struct error *error);
 int outgoing_send_descriptors(struct outgoing *outgoing, struct error *error);
 int outgoing_hello_answered(struct outgoing *outgoing, struct error *error);
+int outgoing_rehearse_answered(struct outgoing *outgoing, struct error *error);
 int outgoing_finish_answered(struct outgoing *outgoing, struct error *error);
 void outgoing_undo_quiesce(struct outgoing *outgoing);
 void outgoing_undo_pause(struct outgoing *outgoing);
@@ -123,6 +128,8 @@ void update_stage_begins(struct update *update, const struct stage *stage);
 void update_stage_ends(struct update *update, uint64_t incoming_ns);
 void update_channel_opened(struct update *update, struct channel *channel);
 bool update_is_cancelled(struct update *update);
+/** A dry run has measured what a blackout consists of. */
+void update_predict(struct update *update, const struct update_prediction *measured);
 /** The last moment for a cancel. @return false when one came before */
 bool update_commits(struct update *update);
 /** Copies the breakdown so far into a request. */

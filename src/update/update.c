@@ -13,6 +13,8 @@
 #include <sys/eventfd.h>
 
 #include "base/log.h"
+#include "base/sandbox.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "update/stages.h"
 
@@ -45,9 +47,23 @@ const char *update_status_name(enum update_status status)
         [UPDATE_CANCELLED] = "cancelled",
         [UPDATE_FAILED] = "failed",
         [UPDATE_COMPLETED] = "completed",
+        [UPDATE_REHEARSED] = "rehearsed",
     };
 
     return names[status];
+}
+
+bool update_is_under_way(enum update_status status)
+{
+    switch (status) {
+    case UPDATE_SETUP:
+    case UPDATE_ACTIVE:
+    case UPDATE_DEVICE:
+    case UPDATE_CANCELLING:
+        return true;
+    default:
+        return false;
+    }
 }
 
 void update_compute_blackout(struct update_report *report)
@@ -161,24 +177,43 @@ void update_guest_left(struct update *update, const struct wire_request *request
     pthread_mutex_unlock(&update->lock);
 }
 
+/* Two round trips: one for the switch; the go, and the vCPUs' threads that wake up at either end of
+ * the stop, are put at another. */
+void update_predict(struct update *update, const struct update_prediction *measured)
+{
+    struct update_prediction *prediction = &update->report.prediction;
+
+    pthread_mutex_lock(&update->lock);
+    *prediction = *measured;
+    if (machine_was_running(update->outgoing.machine))
+        prediction->blackout_ns = measured->save_ns + measured->load_ns + 2 * measured->trip_ns;
+    pthread_mutex_unlock(&update->lock);
+    trace(update_predict, prediction->save_ns, prediction->load_ns, prediction->trip_ns,
+          prediction->blackout_ns);
+}
+
 /* --- the thread ---------------------------------------------------------------------------- */
 
 static void conclude(struct update *update, int result, const struct error *error)
 {
+    const char *what = update->outgoing.dry_run ? "rehearsal" : "hand-over";
     struct update_report *report = &update->report;
+    enum update_status status;
 
     pthread_mutex_lock(&update->lock);
     update->ended = true;
     report->total_ns = clock_ns() - report->stages[0].start_ns;
     if (result == 0) {
-        report->status = UPDATE_COMPLETED;
+        report->status = update->outgoing.dry_run ? UPDATE_REHEARSED : UPDATE_COMPLETED;
     } else {
         report->status = update->cancelled ? UPDATE_CANCELLED : UPDATE_FAILED;
         snprintf(report->error, sizeof(report->error), "%s", error->message);
-        log_warning("hand-over %s: %s; the guest goes on here",
+        log_warning("%s %s: %s; the guest goes on here", what,
                     update->cancelled ? "cancelled" : "failed", error->message);
     }
+    status = report->status;
     pthread_mutex_unlock(&update->lock);
+    trace(update_conclude, "outgoing", update_status_name(status));
     changed(update);
 }
 
@@ -186,8 +221,10 @@ static void *hand_over_main(void *opaque)
 {
     struct update *update = opaque;
     struct error error = {0};
-    int result = outgoing_hand_over(&update->outgoing, &error);
+    int result;
 
+    sandbox_enter(SANDBOX_HAND_OVER);
+    result = outgoing_hand_over(&update->outgoing, &error);
     conclude(update, result, &error);
     return NULL;
 }
@@ -257,24 +294,65 @@ static void free_update(struct update *update)
     free(update);
 }
 
-int update_start(struct update **result, struct machine *machine, const char *path,
-                 const struct fdset *extra, update_progress_fn *progress, void *opaque,
-                 struct error *error)
+void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+{
+    struct update_report report = {.status = UPDATE_NONE};
+
+    if (current)
+        update_report(current, &report);
+    if (update_is_under_way(report.status))
+        blocker_add(list, "guest",
+                    report.dry_run ? "a rehearsal is under way already"
+                                   : "a hand-over is under way already",
+                    "wait for its end, or end it with migrate_cancel");
+    else
+        machine_blockers(machine, list);
+}
+
+static int refuse_blocked(struct machine *machine, struct error *error)
+{
+    struct blocker_list list = {0};
+    int ret = 0;
+
+    machine_blockers(machine, &list);
+    if (list.count > 0) {
+        ret = blocker_error(&list, ENOTSUP, error);
+        trace(update_blocked, error->message);
+    }
+    blocker_list_clear(&list);
+    return ret;
+}
+
+static struct update *new_update(struct machine *machine, const char *path, bool dry_run)
 {
     struct update *update = xcalloc(1, sizeof(*update));
-    int ret;
 
     pthread_mutex_init(&update->lock, NULL);
     snprintf(update->path, sizeof(update->path), "%s", path);
     update->wake = -1;
-    update->progress = progress;
-    update->opaque = opaque;
     update->report.status = UPDATE_SETUP;
-    update->report.generation = machine_generation(machine) + 1;
+    update->report.dry_run = dry_run;
+    update->report.generation = machine_generation(machine) + !dry_run;
     update->outgoing.machine = machine;
     update->outgoing.update = update;
     update->outgoing.path = update->path;
     update->outgoing.extra = &update->extra;
+    update->outgoing.dry_run = dry_run;
+    return update;
+}
+
+int update_start(struct update **result, struct machine *machine, const char *path,
+                 const struct fdset *extra, bool dry_run, update_progress_fn *progress,
+                 void *opaque, struct error *error)
+{
+    struct update *update;
+    int ret = refuse_blocked(machine, error);
+
+    if (ret < 0)
+        return ret;
+    update = new_update(machine, path, dry_run);
+    update->progress = progress;
+    update->opaque = opaque;
     ret = copy_extra(update, extra, error);
     if (ret == 0)
         ret = watch(update, machine_loop(machine), error);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <systemd/sd-event.h>
 
+#include "base/blocker.h"
 #include "base/error.h"
 #include "machine/machine.h"
 
@@ -25,8 +26,13 @@ enum update_status {
     UPDATE_CANCELLED, /**< undone on request; the guest runs here */
     UPDATE_FAILED,    /**< undone after a failure; the guest runs here */
     UPDATE_COMPLETED,
+    UPDATE_REHEARSED, /**< a dry run went well and was thrown away; the guest runs where it did. Not
+                           QEMU's: seen by those who asked for a dry run only */
 };
 const char *update_status_name(enum update_status status);
+
+/** @return whether a hand-over of this status was started and has not ended */
+bool update_is_under_way(enum update_status status);
 
 #define UPDATE_STAGES_MAX 16
 #define UPDATE_VCPUS_MAX  CONFIG_CPUS_MAX
@@ -37,6 +43,15 @@ struct update_stage_time {
     uint64_t start_ns;    /**< when the outgoing side began the stage */
     uint64_t end_ns;      /**< when it had the other side's answer */
     uint64_t incoming_ns; /**< of that, work of the incoming side */
+};
+
+/** What a dry run measured, and the blackout that it predicts; docs/hand-over.md has the formula.
+ */
+struct update_prediction {
+    uint64_t save_ns;     /**< saving all state here, with the guest running */
+    uint64_t load_ns;     /**< loading it there */
+    uint64_t trip_ns;     /**< a message there and one back, less what was done about it */
+    uint64_t blackout_ns; /**< 0 when the guest is paused: a real one would say the same */
 };
 
 /** A hand-over so far, or the last one. Both sides have it in the end. */
@@ -53,6 +68,8 @@ struct update_report {
     uint64_t
         blackout_ns; /**< from the first vCPU's exit to the last one's entry; 0 while unknown */
     uint64_t total_ns;
+    bool dry_run;
+    struct update_prediction prediction; /**< of REHEARSED, on the outgoing side */
 };
 
 /** Called on the main thread after each stage and at the end; then it may call update_destroy(). */
@@ -61,15 +78,25 @@ typedef void update_progress_fn(void *opaque, const struct update_report *report
 struct update;
 
 /**
+ * Adds everything that is known to make a hand-over impossible now, with reasons and remedies.
+ * Main thread. Changes nothing.
+ * @param current the last hand-over that was started here, or NULL: one that is under way is the
+ *                only blocker that is listed then, since the others cannot be asked for meanwhile
+ */
+void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list);
+
+/**
  * Outgoing side: starts handing the guest over to the process that listens at @p path (a unix
  * socket; it need not exist yet, but must soon). Returns at once. The machine must stay until
  * update_destroy().
- * @param extra descriptors of the caller's that travel along (QMP sockets); copied
- * @return 0, or a negative errno when not even a thread can be had
+ * @param extra   descriptors of the caller's that travel along (QMP sockets); copied
+ * @param dry_run end, with UPDATE_REHEARSED, after the last stage that leaves the guest alone
+ * @return 0; -ENOTSUP with the reasons when the machine has blockers; another negative errno when
+ *         not even a thread can be had
  */
 int update_start(struct update **update, struct machine *machine, const char *path,
-                 const struct fdset *extra, update_progress_fn *progress, void *opaque,
-                 struct error *error);
+                 const struct fdset *extra, bool dry_run, update_progress_fn *progress,
+                 void *opaque, struct error *error);
 
 /** Asks for the hand-over to be undone. @return -EBUSY when it is past its commit point */
 int update_cancel(struct update *update, struct error *error);
@@ -93,7 +120,8 @@ typedef int update_adopt_fn(void *opaque, struct machine *machine, struct fdset 
 /**
  * Incoming side: listens at given->incoming_cpr and takes the guest over from whoever connects.
  * Everything happens on the event loop's thread; once a process has connected, the loop rests until
- * the guest runs here or the hand-over has failed, in which case the loop is ended.
+ * the guest runs here, or the hand-over has failed or was a rehearsal, in which cases the loop is
+ * ended.
  * @param given this process's command line; borrowed until update_incoming_finish()
  */
 int update_incoming_start(struct update_incoming **incoming, const struct config *given,

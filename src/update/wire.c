@@ -44,6 +44,7 @@ static const struct state_field request_fields[] = {
     STATE_UINT_RANGE(struct wire_request, facts_length, 1, 0, WIRE_DESCRIPTION_SIZE, 0),
     STATE_UINT(struct wire_request, fd_count, 1),
     STATE_UINT(struct wire_request, state_length, 1),
+    STATE_BOOL(struct wire_request, dry_run, 2),
     STATE_ARRAY(struct wire_request, stages, stage_count, stage_fields, 1),
     STATE_ARRAY(struct wire_request, vcpus, vcpu_count, vcpu_fields, 1),
     STATE_END,
@@ -51,7 +52,7 @@ static const struct state_field request_fields[] = {
 
 const struct state_type wire_request_type = {
     .name = "request",
-    .version = 1,
+    .version = 2,
     .min_version = 1,
     .size = sizeof(struct wire_request),
     .fields = request_fields,
@@ -63,13 +64,14 @@ static const struct state_field reply_fields[] = {
     STATE_STRING(struct wire_reply, version, 1),
     STATE_UINT(struct wire_reply, protocol, 1),
     STATE_UINT(struct wire_reply, work_ns, 1),
+    STATE_UINT(struct wire_reply, load_ns, 2),
     STATE_ARRAY(struct wire_reply, vcpus, vcpu_count, vcpu_fields, 1),
     STATE_END,
 };
 
 const struct state_type wire_reply_type = {
     .name = "reply",
-    .version = 1,
+    .version = 2,
     .min_version = 1,
     .size = sizeof(struct wire_reply),
     .fields = reply_fields,

@@ -52,7 +52,8 @@ struct wire_request {
     uint64_t facts_length;           /**< describe: likewise, behind the definition */
     uint32_t fd_count;               /**< describe: descriptors in the batches that follow */
     uint64_t state_length;           /**< rehearse, switch */
-    uint32_t stage_count;            /**< finish: the breakdown so far */
+    bool dry_run;         /**< after rehearse nothing more comes, and that is as it should be */
+    uint32_t stage_count; /**< finish: the breakdown so far */
     struct wire_stage stages[UPDATE_STAGES_MAX];
     uint32_t vcpu_count; /**< finish: last exits from the guest */
     struct wire_vcpu vcpus[UPDATE_VCPUS_MAX];
@@ -64,7 +65,8 @@ struct wire_reply {
     char version[WIRE_VERSION_SIZE]; /**< hello: of the incoming baton */
     uint32_t protocol;               /**< hello: chosen */
     uint64_t work_ns;                /**< what the incoming side spent on the stage */
-    uint32_t vcpu_count;             /**< finish: first entries into the guest */
+    uint64_t load_ns;    /**< rehearse of a dry run: how long loading takes that is not the first */
+    uint32_t vcpu_count; /**< finish: first entries into the guest */
     struct wire_vcpu vcpus[UPDATE_VCPUS_MAX];
 };
 

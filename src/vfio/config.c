@@ -7,8 +7,8 @@
  * the hardware. Three kinds of bits are ours:
  *
  *  - constants (config.value under config.mask): capability chains with holes where something is
- *    hidden, the device's place on bus 0, no INTx. They are worked out from the device alone, so
- *    both processes of a hand-over arrive at the same ones;
+ *    hidden, the device's place on bus 0, the interrupt pin. They are worked out from the device
+ *    alone, so both processes of a hand-over arrive at the same ones;
  *  - registers in the function's state: BARs, MSI, MSI-X, interrupt line and the command register's
  *    decoding bits. The mask covers them and the value is zero there, so that a read is the
  *    constants or'ed with the state;
@@ -70,7 +70,16 @@ static void fix_header(struct vfio_config *config)
     fix_zero(config, PCI_BASE_ADDRESS_0, 4 * PCI_BAR_COUNT);
     fix_zero(config, PCI_ROM_ADDRESS, 4);
     fix_zero(config, PCI_INTERRUPT_LINE, 1);
-    fix_zero(config, PCI_INTERRUPT_PIN, 1); /* INTx is not offered */
+}
+
+/* The interrupt pin, where VFIO offers INTx. */
+static void fix_pin(struct vfio_pci *device)
+{
+    uint32_t pin = device_read(device, PCI_INTERRUPT_PIN, 1);
+
+    if (device->device.has_intx && pin >= 1 && pin <= 4)
+        device->config.pin = pin;
+    fix(&device->config, PCI_INTERRUPT_PIN, 1, device->config.pin);
 }
 
 /* PCI Express: on bus 0 there is no link above the device, so it is an integrated endpoint and has
@@ -242,12 +251,20 @@ static void build_extended(struct vfio_pci *device)
     }
 }
 
+/* A mediated device may offer less than 256 bytes: the rest reads as zero. */
+static void fix_tail(struct vfio_config *config, uint64_t size)
+{
+    unsigned end = (unsigned)MIN(align_down(size, 4), (uint64_t)PCI_CFG_SPACE_SIZE);
+
+    fix_zero(config, end, PCI_CFG_SPACE_SIZE - end);
+}
+
 int vfio_config_init(struct vfio_pci *device, struct error *error)
 {
     struct vfio_config *config = &device->config;
     uint64_t size = device->device.regions[VFIO_PCI_CONFIG_REGION_INDEX].size;
 
-    if (size < PCI_CFG_SPACE_SIZE)
+    if (size < PCI_STD_HEADER_SIZEOF)
         return error_set(error, ENOTSUP, "device '%s' (%s): it has no configuration space",
                          device->device.id, device->device.host);
     if ((device_read(device, PCI_HEADER_TYPE, 1) & 0x7f) != PCI_HEADER_TYPE_NORMAL)
@@ -255,6 +272,9 @@ int vfio_config_init(struct vfio_pci *device, struct error *error)
                          device->device.id, device->device.host);
     config->size = size >= PCI_CONFIG_SIZE ? PCI_CONFIG_SIZE : PCI_CFG_SPACE_SIZE;
     fix_header(config);
+    fix_tail(config, size);
+    fix_pin(device);
+    fix_tail(config, size);
     if (build_standard(device) && config->size == PCI_CONFIG_SIZE)
         build_extended(device);
     else

@@ -1,153 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The VFIO character device of a PCI function, see device.h: finding and opening it, and asking
- * the kernel what it has. Called while a machine is built, and for a guest's reset.
+ * The VFIO device of a PCI function, see device.h: asking the kernel what it has. Called while a
+ * machine is built, and for a guest's reset.
  */
 #include "vfio/device.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
-
-#define PATH_SIZE 320
 
 int vfio_device_error(const struct vfio_device *device, struct error *error)
 {
     return error_prefix(error, "device '%s' (%s): ", device->id, device->host);
-}
-
-/* Which driver has the function: "" for none. @param name PATH_MAX bytes */
-static void driver_of(const struct vfio_device *device, char *name)
-{
-    char path[PATH_SIZE];
-    const char *slash;
-    ssize_t length;
-
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", device->host);
-    length = readlink(path, name, PATH_MAX - 1);
-    name[MAX(length, 0)] = '\0';
-    slash = strrchr(name, '/');
-    if (slash != NULL)
-        memmove(name, slash + 1, strlen(slash));
-}
-
-/* Says why a function has no VFIO character device. */
-static int explain_missing(const struct vfio_device *device, struct error *error)
-{
-    char path[PATH_SIZE], driver[PATH_MAX];
-
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", device->host);
-    if (access(path, F_OK) != 0)
-        return error_set(error, ENODEV, "there is no such PCI device on this host");
-    driver_of(device, driver);
-    if (driver[0] == '\0')
-        return error_set(error, ENODEV,
-                         "no driver is bound to it: bind it to vfio-pci (driverctl set-override %s "
-                         "vfio-pci)",
-                         device->host);
-    if (strstr(driver, "vfio") == NULL)
-        return error_set(error, EBUSY,
-                         "the host's driver '%.64s' has it: bind it to vfio-pci (driverctl "
-                         "set-override %s vfio-pci)",
-                         driver, device->host);
-    return error_set(error, ENODEV,
-                     "driver '%.64s' offers no character device for it: the kernel needs "
-                     "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6)",
-                     driver);
-}
-
-/* Finds "vfioN", the name of the function's character device. */
-static int find_cdev(const struct vfio_device *device, char *name, size_t size, struct error *error)
-{
-    char path[PATH_SIZE];
-    struct dirent *entry;
-    DIR *directory;
-
-    name[0] = '\0';
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", device->host);
-    directory = opendir(path);
-    if (directory == NULL)
-        return explain_missing(device, error);
-    while ((entry = readdir(directory)) != NULL) {
-        if (strncmp(entry->d_name, "vfio", 4) == 0 && strlen(entry->d_name) < size)
-            snprintf(name, size, "%s", entry->d_name);
-    }
-    closedir(directory);
-    return name[0] != '\0' ? 0 : explain_missing(device, error);
-}
-
-int vfio_device_open(struct vfio_device *device, struct error *error)
-{
-    char name[32], path[PATH_SIZE];
-
-    if (find_cdev(device, name, sizeof(name), error) < 0)
-        return vfio_device_error(device, error);
-    snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
-    device->fd = open(path, O_RDWR | O_CLOEXEC);
-    if (device->fd >= 0)
-        return 0;
-
-    if (errno == EACCES || errno == EPERM)
-        error_set(error, errno, "no permission to open %s: give this user read and write access",
-                  path);
-    else if (errno == ENOENT)
-        error_set(error, errno,
-                  "%s is missing: the kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), and /dev "
-                  "must be this host's",
-                  path);
-    else
-        error_set_errno(error, errno, "cannot open %s", path);
-    return vfio_device_error(device, error);
-}
-
-/* Reads the device number of the function's character device from sysfs. */
-static int expected_number(const struct vfio_device *device, dev_t *number)
-{
-    unsigned major_number, minor_number;
-    char name[32], path[PATH_SIZE];
-    struct error ignored = {0};
-    FILE *file;
-    int fields;
-
-    if (find_cdev(device, name, sizeof(name), &ignored) < 0)
-        return -ENOENT;
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev/%s/dev", device->host, name);
-    file = fopen(path, "re");
-    if (file == NULL)
-        return -errno;
-    fields = fscanf(file, "%u:%u", &major_number, &minor_number);
-    fclose(file);
-    if (fields != 2)
-        return -ENOENT;
-    *number = makedev(major_number, minor_number);
-    return 0;
-}
-
-int vfio_device_check_identity(const struct vfio_device *device, struct error *error)
-{
-    struct stat status;
-    dev_t expected = 0;
-
-    if (fstat(device->fd, &status) != 0)
-        return error_set_errno(error, errno, "cannot examine the descriptor handed over");
-    if (!S_ISCHR(status.st_mode))
-        return error_set(error, EINVAL, "the descriptor handed over is no VFIO device");
-    /* without sysfs there is nothing to compare with, and the descriptor still says what it is */
-    if (expected_number(device, &expected) == 0 && status.st_rdev != expected)
-        return error_set(error, EINVAL,
-                         "the descriptor handed over belongs to another device than %s",
-                         device->host);
-    return 0;
 }
 
 /* Adds an area of a region that may be mapped, if it is whole pages. */
@@ -226,11 +94,31 @@ static int query_interrupts(struct vfio_device *device, unsigned index, unsigned
 {
     struct vfio_irq_info info = {.argsz = sizeof(info), .index = index};
 
-    if (ioctl(device->fd, VFIO_DEVICE_GET_IRQ_INFO, &info) != 0)
+    /* mediated devices refuse to speak of what they have not */
+    if (ioctl(device->fd, VFIO_DEVICE_GET_IRQ_INFO, &info) != 0 && errno != EINVAL)
         return error_set_errno(error, errno, "cannot ask for interrupts");
     *count = info.flags & VFIO_IRQ_INFO_EVENTFD ? info.count : 0;
     *flags = info.flags;
     return 0;
+}
+
+/* Whether there is an interrupt of a kind that not every function or kernel has. */
+static bool has_interrupt(const struct vfio_device *device, unsigned index, uint32_t flags)
+{
+    struct vfio_irq_info info = {.argsz = sizeof(info), .index = index};
+
+    return ioctl(device->fd, VFIO_DEVICE_GET_IRQ_INFO, &info) == 0 && info.count != 0 &&
+           (info.flags & flags) == flags;
+}
+
+static void query_optional(struct vfio_device *device)
+{
+    const uint32_t level =
+        VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
+
+    device->has_intx = has_interrupt(device, VFIO_PCI_INTX_IRQ_INDEX, level);
+    device->has_error = has_interrupt(device, VFIO_PCI_ERR_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD);
+    device->has_request = has_interrupt(device, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD);
 }
 
 static int query(struct vfio_device *device, struct error *error)
@@ -247,7 +135,7 @@ static int query(struct vfio_device *device, struct error *error)
     device->can_reset = info.flags & VFIO_DEVICE_FLAGS_RESET;
 
     for (unsigned i = 0; i < MIN(info.num_regions, (uint32_t)VFIO_PCI_NUM_REGIONS); i++) {
-        result = query_region(device, i, error);
+        result = i == VFIO_PCI_ROM_REGION_INDEX ? 0 : query_region(device, i, error);
         if (result < 0)
             return result;
     }
@@ -257,6 +145,7 @@ static int query(struct vfio_device *device, struct error *error)
     result =
         query_interrupts(device, VFIO_PCI_MSIX_IRQ_INDEX, &device->msix_vectors, &flags, error);
     device->msix_dynamic = !(flags & VFIO_IRQ_INFO_NORESIZE);
+    query_optional(device);
     return result;
 }
 
@@ -265,11 +154,60 @@ int vfio_device_query(struct vfio_device *device, struct error *error)
     return query(device, error) < 0 ? vfio_device_error(device, error) : 0;
 }
 
+int vfio_device_query_rom(struct vfio_device *device, struct error *error)
+{
+    if (query_region(device, VFIO_PCI_ROM_REGION_INDEX, error) < 0)
+        return vfio_device_error(device, error);
+    return 0;
+}
+
+#define IRQS_MAX 2048u /* PCI's limit for MSI-X */
+
+int vfio_device_set_irqs(const struct vfio_device *device, unsigned index, uint32_t action,
+                         unsigned start, const int32_t *eventfds, unsigned count)
+{
+    uint8_t buffer[sizeof(struct vfio_irq_set) + IRQS_MAX * sizeof(int32_t)]
+        __attribute__((aligned(8)));
+    struct vfio_irq_set *set = (struct vfio_irq_set *)buffer;
+    int result;
+
+    assert(count <= IRQS_MAX);
+    *set = (struct vfio_irq_set){
+        .argsz = (uint32_t)(sizeof(*set) + count * sizeof(int32_t)),
+        .flags = action | (count == 0 ? VFIO_IRQ_SET_DATA_NONE : VFIO_IRQ_SET_DATA_EVENTFD),
+        .index = index,
+        .start = start,
+        .count = count,
+    };
+    if (count != 0)
+        memcpy(set->data, eventfds, count * sizeof(int32_t));
+    result = ioctl(device->fd, VFIO_DEVICE_SET_IRQS, set);
+    result = result < 0 ? -errno : result;
+    trace(vfio_set_irqs, device->id, index, start, count, result);
+    return result;
+}
+
+int vfio_device_unmask_intx(const struct vfio_device *device)
+{
+    struct vfio_irq_set set = {
+        .argsz = sizeof(set),
+        .flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE,
+        .index = VFIO_PCI_INTX_IRQ_INDEX,
+        .count = 1,
+    };
+
+    return ioctl(device->fd, VFIO_DEVICE_SET_IRQS, &set) == 0 ? 0 : -errno;
+}
+
 void vfio_device_reset(struct vfio_device *device)
 {
+    int result;
+
     if (!device->can_reset)
         return;
-    if (ioctl(device->fd, VFIO_DEVICE_RESET) != 0)
+    result = ioctl(device->fd, VFIO_DEVICE_RESET);
+    trace(vfio_reset, device->id, result == 0 ? 0 : -errno);
+    if (result != 0)
         log_warning("device '%s' (%s): cannot reset it: %s", device->id, device->host,
                     strerror(errno));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The kernel's side of a passed-through function: opening the VFIO character device, asking what it
- * has, mapping and accessing its regions. Knows nothing of a guest. Private to vfio/; used with the
- * machine's lock held or while the machine is built.
+ * The kernel's side of a passed-through function: asking what it has, mapping and accessing its
+ * regions. An address space of iommu/ has opened it. Knows nothing of a guest. Private to vfio/;
+ * used with the machine's lock held or while the machine is built.
  */
 #pragma once
 
@@ -41,20 +41,38 @@ struct vfio_device {
     bool msix_dynamic; /**< vectors can be armed one by one (VFIO without NORESIZE) */
     unsigned msi_vectors;
     unsigned msix_vectors;
+    bool has_intx;    /**< level-triggered, with AUTOMASKED */
+    bool has_error;   /**< can tell of errors that cannot be corrected (PCI Express only) */
+    bool has_request; /**< can tell that the host wants it back */
     struct vfio_region regions[VFIO_PCI_NUM_REGIONS];
 };
 
-/** Opens the character device of a host address; the errors say what is wrong with the host. */
-int vfio_device_open(struct vfio_device *device, struct error *error);
-
-/** Checks that an adopted descriptor is the character device of the host address. */
-int vfio_device_check_identity(const struct vfio_device *device, struct error *error);
-
-/** Fills in what the function has. Issues GET ioctls only; the device must be bound. */
+/** Fills in what the function has, but for its ROM. Issues GET ioctls only, which leave the device
+ * alone; it must be attached. */
 int vfio_device_query(struct vfio_device *device, struct error *error);
+
+/**
+ * Fills in the ROM's region. To answer, the kernel switches the function's ROM decoder on and off,
+ * and its memory decoder as well if it is off, so this is not for a device at work: an adopting
+ * process is told the size and asks when the guest reads the ROM, which does the same.
+ */
+int vfio_device_query_rom(struct vfio_device *device, struct error *error);
 
 /** Resets the function, if it can be reset. */
 void vfio_device_reset(struct vfio_device *device);
+
+/**
+ * VFIO_DEVICE_SET_IRQS with eventfds; -1 for none.
+ * @param index VFIO_PCI_..._IRQ_INDEX
+ * @param action VFIO_IRQ_SET_ACTION_TRIGGER: what the kernel signals; _UNMASK: what it listens to
+ * @param count 0 switches the whole index off
+ * @return 0; positive when only so many can be had; -errno
+ */
+int vfio_device_set_irqs(const struct vfio_device *device, unsigned index, uint32_t action,
+                         unsigned start, const int32_t *eventfds, unsigned count);
+
+/** Unmasks INTx, which the kernel masked when it signalled it. @return 0; -errno */
+int vfio_device_unmask_intx(const struct vfio_device *device);
 
 /** Takes [offset, offset + size), widened to pages, out of what will be mapped of a region. */
 void vfio_region_exclude(struct vfio_region *region, uint64_t offset, uint64_t size);

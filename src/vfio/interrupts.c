@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Interrupts of a passed-through function, see function.h.
+ * MSI and MSI-X of a passed-through function, see function.h. INTx is in intx.c.
  *
  * Two things are kept apart. A vector is *armed* when VFIO signals its eventfd: that is a property
  * of the device, set with VFIO_DEVICE_SET_IRQS when the guest first lets the vector through, and it
@@ -16,14 +16,12 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "vfio/function.h"
-
-#define SET_IRQS_SIZE (sizeof(struct vfio_irq_set) + PCI_MSIX_VECTORS_MAX * sizeof(int32_t))
 
 static bool is_armed(const struct vfio_pci *device, unsigned vector)
 {
@@ -32,6 +30,7 @@ static bool is_armed(const struct vfio_pci *device, unsigned vector)
 
 static void mark_armed(struct vfio_pci *device, unsigned vector)
 {
+    trace(vfio_irq_arm, device->device.id, vector);
     device->state.armed[vector / 8] |= (uint8_t)(1u << (vector % 8));
 }
 
@@ -45,25 +44,12 @@ static unsigned irq_index(enum vfio_armed armed)
 static int set_eventfds(struct vfio_pci *device, enum vfio_armed armed, unsigned start,
                         unsigned count, bool real)
 {
-    uint8_t buffer[SET_IRQS_SIZE] __attribute__((aligned(8)));
-    struct vfio_irq_set *set = (struct vfio_irq_set *)buffer;
-    int result;
+    int32_t eventfds[PCI_MSIX_VECTORS_MAX];
 
-    assert(count <= PCI_MSIX_VECTORS_MAX);
-    *set = (struct vfio_irq_set){
-        .argsz = (uint32_t)(sizeof(*set) + count * sizeof(int32_t)),
-        .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
-        .index = irq_index(armed),
-        .start = start,
-        .count = count,
-    };
-    for (unsigned i = 0; i < count; i++) {
-        int32_t fd = real ? device->vectors[start + i].eventfd : -1;
-
-        memcpy(set->data + i * sizeof(fd), &fd, sizeof(fd));
-    }
-    result = ioctl(device->device.fd, VFIO_DEVICE_SET_IRQS, set);
-    return result < 0 ? -errno : result;
+    for (unsigned i = 0; i < count; i++)
+        eventfds[i] = real ? device->vectors[start + i].eventfd : -1;
+    return vfio_device_set_irqs(&device->device, irq_index(armed), VFIO_IRQ_SET_ACTION_TRIGGER,
+                                start, eventfds, count);
 }
 
 static void warn(const struct vfio_pci *device, const char *what, int code)
@@ -117,16 +103,14 @@ static void arm_one(struct vfio_pci *device, unsigned vector)
 
 void vfio_vectors_disarm(struct vfio_pci *device)
 {
-    struct vfio_irq_set set = {
-        .argsz = sizeof(set),
-        .flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER,
-        .index = irq_index(device->state.armed_index),
-    };
+    int result;
 
-    if (device->state.armed_index == VFIO_ARMED_NONE)
+    if (device->state.armed_index != VFIO_ARMED_MSI && device->state.armed_index != VFIO_ARMED_MSIX)
         return;
-    if (ioctl(device->device.fd, VFIO_DEVICE_SET_IRQS, &set) != 0)
-        warn(device, "cannot disable interrupts", errno);
+    result = set_eventfds(device, device->state.armed_index, 0, 0, false);
+    if (result != 0)
+        warn(device, "cannot disable interrupts", -result);
+    trace(vfio_irq_disarm, device->device.id, irq_index(device->state.armed_index));
     device->state.armed_index = VFIO_ARMED_NONE;
     memset(device->state.armed, 0, sizeof(device->state.armed));
     /* What nobody fetched must not greet the guest when it enables interrupts again. */
@@ -142,8 +126,10 @@ static int set_delivery(struct vfio_pci *device, unsigned index, bool open,
     int result;
 
     if (!open) {
-        if (vector->open)
+        if (vector->open) {
+            trace(vfio_irq_mask, device->device.id, index);
             kvm_irq_mask(vector->irq);
+        }
         vector->open = false;
         return 0;
     }
@@ -153,6 +139,7 @@ static int set_delivery(struct vfio_pci *device, unsigned index, bool open,
     result = kvm_irq_unmask(vector->irq, message, error);
     if (result < 0)
         return result;
+    trace(vfio_irq_unmask, device->device.id, index);
     vector->open = true;
     vector->message = *message;
     return 0;
@@ -185,22 +172,31 @@ static bool pending(struct vfio_pci *device, enum vfio_armed armed, unsigned vec
     return device->state.armed_index == armed && kvm_irq_pending(device->vectors[vector].irq);
 }
 
-/* Whether an index can be switched on: only one of MSI and MSI-X can be. */
+/* Whether an index can be switched on: only one of MSI and MSI-X can be. INTx makes way. */
 static bool may_arm(struct vfio_pci *device)
 {
+    vfio_intx_disable(device);
     if (device->state.armed_index == VFIO_ARMED_NONE)
         return true;
     log_guest("%s: MSI and MSI-X enabled at the same time", device->device.id);
     return false;
 }
 
+/* The guest has switched MSI or MSI-X off. */
+static void disable(struct vfio_pci *device, enum vfio_armed armed)
+{
+    if (device->state.armed_index == armed)
+        vfio_vectors_disarm(device);
+    vfio_intx_enable(device);
+}
+
 static void msi_enable(void *opaque, bool enabled)
 {
     struct vfio_pci *device = opaque;
 
-    if (!enabled && device->state.armed_index == VFIO_ARMED_MSI)
-        vfio_vectors_disarm(device);
-    else if (enabled && may_arm(device))
+    if (!enabled)
+        disable(device, VFIO_ARMED_MSI);
+    else if (may_arm(device))
         arm_block(device, VFIO_ARMED_MSI, pci_msi_count(&device->msi));
 }
 
@@ -226,11 +222,13 @@ static void msix_enable(void *opaque, bool enabled)
 {
     struct vfio_pci *device = opaque;
 
-    if (!enabled && device->state.armed_index == VFIO_ARMED_MSIX)
-        vfio_vectors_disarm(device);
-    else if (enabled && may_arm(device) && device->device.msix_dynamic)
+    if (!enabled)
+        disable(device, VFIO_ARMED_MSIX);
+    else if (!may_arm(device))
+        return;
+    else if (device->device.msix_dynamic)
         arm_none(device);
-    else if (enabled && device->state.armed_index == VFIO_ARMED_NONE)
+    else
         arm_block(device, VFIO_ARMED_MSIX, device->msix.count);
 }
 

@@ -22,7 +22,9 @@
 #include <strings.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
+#include "kvm/vfio.h"
 #include "vfio/function.h"
 
 /* Whether an offset of a BAR belongs to a table of the MSI-X capability. */
@@ -49,12 +51,15 @@ static bool in_msix_pba(const struct vfio_pci *device, unsigned bar, uint64_t of
 static uint64_t bar_read(void *opaque, uint64_t offset, unsigned size)
 {
     const struct vfio_bar *place = opaque;
-    const struct vfio_pci *device = place->owner;
+    struct vfio_pci *device = place->owner;
 
+    if (place->index == PCI_BAR_ROM)
+        return vfio_rom_read(device, offset, size);
     if (in_msix_table(device, place->index, offset))
         return pci_msix_table_read(&device->msix, offset - device->config.msix_table_offset, size);
     if (in_msix_pba(device, place->index, offset))
         return pci_msix_pba_read(&device->msix, offset - device->config.msix_pba_offset, size);
+    vfio_intx_unmask(device);
     return vfio_region_read(&device->device, place->index, offset, size);
 }
 
@@ -63,10 +68,12 @@ static void bar_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
     const struct vfio_bar *place = opaque;
     struct vfio_pci *device = place->owner;
 
-    if (in_msix_table(device, place->index, offset))
+    if (in_msix_table(device, place->index, offset)) {
         pci_msix_table_write(&device->msix, offset - device->config.msix_table_offset, size, value);
-    else if (!in_msix_pba(device, place->index, offset) && place->index != PCI_BAR_ROM)
+    } else if (!in_msix_pba(device, place->index, offset) && place->index != PCI_BAR_ROM) {
+        vfio_intx_unmask(device);
         vfio_region_write(&device->device, place->index, offset, size, value);
+    }
 }
 
 static const struct bus_ops bar_ops = {.read = bar_read, .write = bar_write};
@@ -112,6 +119,40 @@ static int add_slots(struct vfio_pci *device, unsigned bar, uint64_t address)
     return 0;
 }
 
+/* Lets the guest's other devices reach the mapped stretches of a BAR. One below a page, which has
+ * a page to itself, is left out: the kernel gives only what is the BAR's. */
+static void add_peers(struct vfio_pci *device, unsigned bar, uint64_t address)
+{
+    const struct vfio_region *region = &device->device.regions[bar];
+    const uint32_t both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+
+    if (!device->p2p || (region->flags & both) != both)
+        return;
+    for (unsigned i = 0; i < region->area_count; i++) {
+        const struct vfio_area *area = &region->areas[i];
+        const struct iommu_peer peer = {.iova = address + area->offset,
+                                        .size = area->size,
+                                        .fd = device->device.fd,
+                                        .region = bar,
+                                        .offset = area->offset,
+                                        .host = area->host,
+                                        .space = device->space};
+
+        if (range_fits(area->offset, area->size, region->size))
+            iommu_set_map_peer(device->parents.spaces, &peer);
+    }
+}
+
+static void remove_peers(struct vfio_pci *device, unsigned bar)
+{
+    const struct vfio_region *region = &device->device.regions[bar];
+    uint64_t address = device->places[bar].range.base;
+
+    for (unsigned i = 0; device->p2p && i < region->area_count; i++)
+        iommu_set_unmap_peer(device->parents.spaces, address + region->areas[i].offset,
+                             region->areas[i].size);
+}
+
 static int map_bar(void *opaque, unsigned bar, uint64_t address)
 {
     struct vfio_pci *device = opaque;
@@ -132,6 +173,8 @@ static int map_bar(void *opaque, unsigned bar, uint64_t address)
     result = add_slots(device, bar, address);
     if (result < 0)
         bus_remove(bus_of(device, bar), range);
+    else
+        add_peers(device, bar, address);
     return result;
 }
 
@@ -139,6 +182,7 @@ static void unmap_bar(void *opaque, unsigned bar)
 {
     struct vfio_pci *device = opaque;
 
+    remove_peers(device, bar);
     remove_slots(device, bar);
     bus_remove(bus_of(device, bar), &device->places[bar].range);
 }
@@ -178,7 +222,7 @@ static void define_rom(struct vfio_pci *device)
     uint64_t size = 2 * KIB;
     uint64_t wanted = device->device.regions[VFIO_PCI_ROM_REGION_INDEX].size;
 
-    if (wanted == 0 || wanted > 16 * MIB)
+    if (wanted == 0 || wanted > VFIO_ROM_MAX)
         return;
     while (size < wanted)
         size *= 2;
@@ -246,8 +290,14 @@ static struct vfio_pci *allocate(const struct vfio_pci_config *config,
 
     device->parents = *parents;
     device->device.fd = -1;
+    device->kvm_fd = -1;
+    device->p2p = config->p2p;
+    device->intx = (struct vfio_intx){.trigger = -1, .resample = -1};
+    for (unsigned i = 0; i < VFIO_NOTIFIERS; i++)
+        device->notifiers[i] = -1;
     snprintf(device->device.id, sizeof(device->device.id), "%s", config->id);
-    snprintf(device->device.host, sizeof(device->device.host), "%s", config->host);
+    snprintf(device->device.host, sizeof(device->device.host), "%s",
+             config->sysfs != NULL ? basename(config->sysfs) : "passed by descriptor");
     device->function = (struct pci_function){
         .name = device->device.id,
         .devfn = config->devfn,
@@ -257,27 +307,50 @@ static struct vfio_pci *allocate(const struct vfio_pci_config *config,
     return device;
 }
 
-static int open_and_attach(struct vfio_pci *device, struct error *error)
+/* Both constructors: an address space has the device, and KVM is told of it. */
+static int settle(struct vfio_pci *device, const struct iommu_device *attached, struct error *error)
 {
-    char label[VFIO_ID_SIZE + VFIO_HOST_SIZE + 4];
-    int result = vfio_device_open(&device->device, error);
+    int result;
 
+    device->device.fd = attached->fd;
+    device->devid = attached->devid;
+    device->group = attached->group;
+    device->hwpt = attached->hwpt;
+    device->space = attached->space;
+    result = kvm_vfio_add(device->parents.vm, attached->kvm_fd, error);
     if (result < 0)
-        return result;
-    snprintf(label, sizeof(label), "%s (%s)", device->device.id, device->device.host);
-    return iommu_attach(device->parents.iommu, device->device.fd, label, &device->devid, error);
+        return vfio_device_error(&device->device, error);
+    device->kvm_fd = attached->kvm_fd;
+    return 0;
+}
+
+static int open_and_attach(struct vfio_pci *device, const struct vfio_pci_config *config,
+                           struct error *error)
+{
+    struct iommu_device wanted = {.sysfs = config->sysfs, .fd = config->fd};
+
+    if (iommu_set_attach(device->parents.spaces, &config->space, &wanted, error) < 0)
+        return vfio_device_error(&device->device, error);
+    trace(vfio_open, device->device.id, device->device.host, wanted.fd);
+    return settle(device, &wanted, error);
 }
 
 int vfio_pci_create(struct vfio_pci **device, const struct vfio_pci_config *config,
                     const struct vfio_pci_parents *parents, struct error *error)
 {
     struct vfio_pci *new = allocate(config, parents);
-    int result = open_and_attach(new, error);
+    int result = open_and_attach(new, config, error);
 
+    if (result == 0)
+        result = vfio_device_query_rom(&new->device, error);
     if (result == 0)
         result = vfio_pci_examine(new, error);
     if (result == 0)
         result = vfio_vectors_create(new, error);
+    if (result == 0)
+        result = vfio_intx_create(new, error);
+    if (result == 0)
+        result = vfio_notifiers_create(new, error);
     if (result == 0)
         result = join_bus(new, error);
     if (result < 0) {
@@ -289,22 +362,41 @@ int vfio_pci_create(struct vfio_pci **device, const struct vfio_pci_config *conf
     return 0;
 }
 
-/* Takes the descriptors and compares what they are with what the facts say. */
-static int adopt_descriptors(struct vfio_pci *device, const struct vfio_pci_facts *facts,
-                             struct fdset *fds, struct error *error)
+/* Takes the device that another process has attached. */
+static int adopt_device(struct vfio_pci *device, const struct vfio_pci_config *config,
+                        const struct vfio_pci_facts *facts, struct fdset *fds, struct error *error)
 {
-    int result;
+    struct iommu_device attached = {
+        .sysfs = config->sysfs, .devid = facts->devid, .group = facts->group, .hwpt = facts->hwpt};
 
-    device->devid = facts->devid;
-    device->device.fd = fdset_take(fds, error, "vfio/%s/device", device->device.id);
-    if (device->device.fd < 0)
-        return device->device.fd;
-    result = vfio_device_check_identity(&device->device, error);
-    if (result < 0)
+    attached.fd = fdset_take(fds, error, "vfio/%s/device", device->device.id);
+    if (attached.fd < 0)
+        return attached.fd;
+    device->device.fd = attached.fd;
+    trace(vfio_adopt, device->device.id, device->device.host, attached.fd);
+    if (iommu_set_adopt_device(device->parents.spaces, &config->space, &attached, error) < 0)
         return vfio_device_error(&device->device, error);
-    result = vfio_pci_examine(device, error);
+    return settle(device, &attached, error);
+}
+
+/* Takes the descriptors and compares what they are with what the facts say. */
+static int adopt_descriptors(struct vfio_pci *device, const struct vfio_pci_config *config,
+                             const struct vfio_pci_facts *facts, struct fdset *fds,
+                             struct error *error)
+{
+    int result = adopt_device(device, config, facts, fds, error);
+
+    device->device.regions[VFIO_PCI_ROM_REGION_INDEX].size = facts->rom_size;
+    if (result == 0 && facts->rom_size == VFIO_ROM_UNKNOWN)
+        result = vfio_device_query_rom(&device->device, error);
+    if (result == 0)
+        result = vfio_pci_examine(device, error);
     if (result == 0)
         result = vfio_vectors_adopt(device, fds, error);
+    if (result == 0)
+        result = vfio_intx_adopt(device, fds, error);
+    if (result == 0)
+        result = vfio_notifiers_adopt(device, fds, error);
     if (result == 0 && device->vector_count != facts->vector_count) {
         error_set(error, EINVAL, "%" PRIu32 " interrupt vectors were handed over, it has %u",
                   facts->vector_count, device->vector_count);
@@ -318,7 +410,7 @@ int vfio_pci_adopt(struct vfio_pci **device, const struct vfio_pci_config *confi
                    struct fdset *fds, struct error *error)
 {
     struct vfio_pci *new = allocate(config, parents);
-    int result = adopt_descriptors(new, facts, fds, error);
+    int result = adopt_descriptors(new, config, facts, fds, error);
 
     if (result == 0)
         result = join_bus(new, error);
@@ -338,7 +430,17 @@ int vfio_pci_describe(const struct vfio_pci *device, struct vfio_pci_facts *fact
 
     for (unsigned i = 0; i < device->vector_count && result == 0; i++)
         result = fdset_add_copy(fds, device->vectors[i].eventfd, error, "vfio/%s/irq/%u", id, i);
-    *facts = (struct vfio_pci_facts){.devid = device->devid, .vector_count = device->vector_count};
+    if (result == 0)
+        result = vfio_intx_describe(device, fds, error);
+    if (result == 0)
+        result = vfio_notifiers_describe(device, fds, error);
+    *facts = (struct vfio_pci_facts){
+        .devid = device->devid,
+        .group = device->group,
+        .hwpt = device->hwpt,
+        .vector_count = device->vector_count,
+        .rom_size = device->device.regions[VFIO_PCI_ROM_REGION_INDEX].size,
+    };
     return result;
 }
 
@@ -346,6 +448,7 @@ void vfio_pci_reset(struct vfio_pci *device)
 {
     pci_bars_reset(&device->bars);
     vfio_vectors_reset(device);
+    vfio_intx_disable(device);
     vfio_config_quiet(device);
     vfio_device_reset(&device->device);
     if (device->config.msi != 0)
@@ -353,6 +456,7 @@ void vfio_pci_reset(struct vfio_pci *device)
     if (device->config.msix != 0)
         pci_msix_reset(&device->msix);
     device->state.interrupt_line = 0;
+    vfio_intx_enable(device);
 }
 
 void vfio_pci_destroy(struct vfio_pci *device, bool leave_running)
@@ -362,12 +466,20 @@ void vfio_pci_destroy(struct vfio_pci *device, bool leave_running)
     if (device->on_bus)
         pci_host_remove(device->parents.pci, &device->function);
     pci_bars_update(&device->bars, 0);
-    if (!leave_running && device->device.fd >= 0)
+    if (!leave_running && device->device.fd >= 0) {
         vfio_vectors_disarm(device);
+        vfio_intx_disable(device);
+        vfio_notifiers_disarm(device);
+    }
     vfio_vectors_destroy(device);
+    vfio_intx_destroy(device);
+    vfio_notifiers_destroy(device);
     for (unsigned i = 0; i < PCI_BAR_COUNT; i++)
         vfio_region_munmap(&device->device.regions[i]);
+    if (device->kvm_fd >= 0)
+        kvm_vfio_remove(device->parents.vm, device->kvm_fd);
     close_fd(device->device.fd);
+    free(device->rom);
     free(device);
 }
 
@@ -400,6 +512,7 @@ int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
 {
     unsigned count = device->config.msix != 0 ? device->msix.count : 0;
     uint8_t missing;
+    int result;
 
     if (device->state.msix.count != count) {
         error_set(error, EINVAL, "the state has %" PRIu32 " MSI-X vectors, the device %u",
@@ -411,6 +524,10 @@ int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
         error_set(error, EINVAL, "the state has MSI switched on, the device has none");
         return vfio_device_error(&device->device, error);
     }
+    if (device->state.armed_index == VFIO_ARMED_INTX && device->config.pin == 0) {
+        error_set(error, EINVAL, "the state has INTx switched on, the device has none");
+        return vfio_device_error(&device->device, error);
+    }
     pci_bars_update(&device->bars, vfio_config_decoding(device));
     /* a BAR that collides is the guest's affair, but one that did not in the other process and does
      * here would be lost by the hand-over */
@@ -419,5 +536,6 @@ int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
         error_set(error, EBUSY, "BAR %d cannot be mapped where the guest has it", ffs(missing) - 1);
         return vfio_device_error(&device->device, error);
     }
-    return vfio_vectors_apply(device, error);
+    result = vfio_vectors_apply(device, error);
+    return result < 0 ? result : vfio_intx_apply(device, error);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
 #include "vfio/device.h"
 
@@ -52,6 +53,7 @@ int vfio_region_mmap(struct vfio_device *device, unsigned index, struct error *e
             error_set_errno(error, errno, "cannot map BAR %u at 0x%" PRIx64, index, area->offset);
             return vfio_device_error(device, error);
         }
+        trace(vfio_region_map, device->id, index, area->offset, area->size);
         area->host = host;
     }
     return 0;
@@ -63,8 +65,10 @@ void vfio_region_munmap(struct vfio_region *region)
         struct vfio_area *area = &region->areas[i];
 
         assert(!area->in_guest);
-        if (area->host != NULL)
-            munmap(area->host, area->size);
+        if (area->host == NULL)
+            continue;
+        trace(vfio_region_unmap, region->file_offset + area->offset, area->size);
+        munmap(area->host, area->size);
         area->host = NULL;
     }
 }

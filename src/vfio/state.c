@@ -31,8 +31,9 @@ static const struct state_field state_fields[] = {
     FIELD(msi.mask),
     FIELD(msix.control),
     STATE_ARRAY(struct vfio_pci_state, msix.entries, msix.count, pci_msix_entry_fields, 1),
-    RANGE(armed_index, VFIO_ARMED_MSIX),
+    RANGE(armed_index, VFIO_ARMED_INTX),
     STATE_BYTES(struct vfio_pci_state, armed, 1),
+    STATE_BOOL(struct vfio_pci_state, unmask_by_access, 2),
     STATE_END,
 };
 
@@ -57,6 +58,10 @@ static int state_check(const void *object, struct error *error)
         return result;
     if (state->armed_index == VFIO_ARMED_NONE && any_armed(state, 0))
         return error_set(error, EINVAL, "vectors are armed while interrupts are off");
+    if (state->armed_index == VFIO_ARMED_INTX &&
+        ((state->msi.control & PCI_MSI_FLAGS_ENABLE) ||
+         (state->msix.control & PCI_MSIX_FLAGS_ENABLE) || any_armed(state, 0)))
+        return error_set(error, EINVAL, "INTx is armed while MSI or MSI-X is on");
     if (state->armed_index == VFIO_ARMED_MSI &&
         (!(state->msi.control & PCI_MSI_FLAGS_ENABLE) || any_armed(state, PCI_MSI_VECTORS_MAX)))
         return error_set(error, EINVAL, "armed vectors do not agree with MSI");
@@ -68,7 +73,7 @@ static int state_check(const void *object, struct error *error)
 
 const struct state_type vfio_pci_state_type = {
     .name = "vfio-pci",
-    .version = 1,
+    .version = 2,
     .min_version = 1,
     .size = sizeof(struct vfio_pci_state),
     .fields = state_fields,
@@ -77,13 +82,16 @@ const struct state_type vfio_pci_state_type = {
 
 static const struct state_field facts_fields[] = {
     STATE_UINT(struct vfio_pci_facts, devid, 1),
+    STATE_UINT(struct vfio_pci_facts, group, 2),
+    STATE_UINT(struct vfio_pci_facts, hwpt, 3),
     STATE_UINT_RANGE(struct vfio_pci_facts, vector_count, 1, 0, PCI_MSIX_VECTORS_MAX, 0),
+    STATE_UINT_RANGE(struct vfio_pci_facts, rom_size, 4, 0, VFIO_ROM_UNKNOWN, VFIO_ROM_UNKNOWN),
     STATE_END,
 };
 
 const struct state_type vfio_pci_facts_type = {
     .name = "vfio-pci-facts",
-    .version = 1,
+    .version = 4,
     .min_version = 1,
     .size = sizeof(struct vfio_pci_facts),
     .fields = facts_fields,
