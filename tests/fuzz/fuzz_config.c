@@ -57,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ret = config_parse(&config, count, words, &error);
     assert((ret == 0) == (error.code == 0));
     assert(ret == 0 || error.message[0] != '\0');
-    if (ret == 0 && !config.help && !config.version)
+    if (ret == 0 && !config.help && !config.version && !config.trace_help)
         check_round_trip(&config);
     free(text);
     return 0;

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Fuzz target: any bytes as what a guest and a terminal do to a UART, two bytes a step. KVM's
- * interrupt line and the character back end are fakes. What must hold: the state is always one
- * that a peer would accept, no more comes out than went in, and nothing is left of the interrupt
- * when all sources are off.
+ * Fuzz target: any bytes as what a guest, a terminal and a peer do to a UART, two bytes a step.
+ * KVM's interrupt line and the character back end are fakes. What must hold: the state is always
+ * one that a peer would accept, no more comes out than went in, and nothing is left of the
+ * interrupt when all sources are off.
  */
 #include <string.h>
 
 #include "base/util.h"
 #include "devices/serial.h"
 #include "fuzz.h"
+#include "twisted_state.h"
 
 #define PORT 0x3f8u
 
@@ -70,7 +71,8 @@ static void step(struct fixture *fixture, uint8_t what, uint8_t value)
         chardev->ops->receive(chardev->opaque, bytes,
                               MIN(chardev->ops->can_receive(chardev->opaque), sizeof(bytes)));
         break;
-    case 2:
+    case 2: /* a register, all of which are in front of the FIFOs */
+        load_twisted(&serial_state_type, serial_state(fixture->serial), what & 15, &value, 1);
         serial_apply_state(fixture->serial);
         break;
     case 3:
