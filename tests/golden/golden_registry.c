@@ -25,7 +25,9 @@ static const struct golden_override cpuid[] = {{"entries", 3 * sizeof(struct kvm
                                                {0}};
 static const struct golden_override pci_host[] = {{"config_address", 0x80001234}, {0}};
 static const struct golden_override iommu[] = {
-    {"iova", 0, 0x100000}, {"size", 0x10000}, {"offset", 0x1000, 0x1000}, {0}};
+    {"backend", 1}, {"iova", 0, 0x100000}, {"size", 0x10000}, {"offset", 0x1000, 0x1000}, {0}};
+static const struct golden_override peers[] = {
+    {"iova", 0x1000000, 0x100000}, {"size", 0x10000}, {0}};
 static const struct golden_override vfio[] = {{"msi.control", 1},
                                               {"msi.address", 0xfee01000},
                                               {"msix.control", 0x8000},
@@ -45,6 +47,7 @@ const struct golden_type golden_types[] = {
     {&serial_state_type, serial},     {&chardev_state_type, NULL},
     {&power_state_type, power},       {&machine_state_type, NULL},
     {&machine_definition_type, NULL}, {&wire_request_type, NULL},
-    {&wire_reply_type, NULL},         {&wire_batch_type, NULL},
+    {&iommu_peers_state_type, peers}, {&wire_reply_type, NULL},
+    {&wire_batch_type, NULL},
 };
 const size_t golden_type_count = ARRAY_SIZE(golden_types);

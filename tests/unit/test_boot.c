@@ -705,6 +705,34 @@ static void test_acpi_dsdt(void **state)
     teardown(&fixture);
 }
 
+/* INTx of every slot and pin is routed, as layout_pci_gsi() says, without a link device. */
+static void test_acpi_routes(void **state)
+{
+    struct fixture fixture;
+
+    (void)state;
+    setup_acpi(&fixture);
+    for (unsigned device = 1; device < 32; device++) {
+        for (unsigned pin = 0; pin < 4; pin++) {
+            const uint8_t route[] = {4,
+                                     0x0c,
+                                     0xff,
+                                     0xff,
+                                     (uint8_t)device,
+                                     0,
+                                     0x0a,
+                                     (uint8_t)pin,
+                                     0,
+                                     0x0a,
+                                     (uint8_t)layout_pci_gsi(device, pin)};
+
+            assert_in_range(layout_pci_gsi(device, pin), 16, 23);
+            assert_true(contains(find_table(&fixture, "SSDT"), route, sizeof(route)));
+        }
+    }
+    teardown(&fixture);
+}
+
 static void save_table(const char *directory, const char *name, const struct table *table)
 {
     char path[128];
@@ -750,6 +778,7 @@ static void test_acpi_disassembles(void **state)
     assert_true(shell(directory, "iasl -d ssdt.aml facp.aml apic.aml mcfg.aml"));
     assert_true(shell(directory, "test $(grep -c 'ACPI0007' ssdt.dsl) = 32"));
     assert_true(shell(directory, "grep -q 'Device (C01F)' ssdt.dsl"));
+    assert_true(shell(directory, "grep -q 'Name (_PRT, Package (0x7C)' ssdt.dsl"));
     assert_true(shell(directory, "grep -q 'Name (M64L, 0x0000000400000000)' ssdt.dsl"));
     assert_true(shell(directory, "! grep -i -E 'invalid|unknown|error|incorrect' *.dsl"));
     assert_true(shell(directory, "iasl -p again ssdt.dsl"));
@@ -773,6 +802,7 @@ int main(void)
         cmocka_unit_test(test_acpi_fixed),
         cmocka_unit_test(test_acpi_madt_mcfg),
         cmocka_unit_test(test_acpi_dsdt),
+        cmocka_unit_test(test_acpi_routes),
         cmocka_unit_test(test_acpi_disassembles),
     };
 

@@ -10,9 +10,11 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/util.h"
 #include "machine/config.h"
@@ -138,6 +140,49 @@ static void everything(void **state)
     assert_true(config.start_paused);
 }
 
+static void tracing(void **state)
+{
+    struct config config;
+
+    parse_ok(&config,
+             "-kernel k -trace vfio_* -trace enable=update_undo -trace -vfio_open -D /tmp/t");
+    assert_int_equal(config.trace_count, 3);
+    assert_string_equal(config.traces[0], "vfio_*");
+    assert_string_equal(config.traces[1], "update_undo");
+    assert_string_equal(config.traces[2], "-vfio_open");
+    assert_string_equal(config.log_file, "/tmp/t");
+    assert_false(config.trace_help);
+    parse_ok(&config, "-trace help -nonsense");
+    assert_true(config.trace_help);
+    parse_fails("-kernel k -trace no_such_event", "-trace|no_such_event|help");
+    parse_fails("-kernel k -trace vfio_open,file=/tmp/x", "-trace|file");
+    parse_fails("-kernel k -trace events=/tmp/x", "-trace|pattern");
+    parse_fails("-kernel k -trace", "-trace|missing");
+    parse_fails("-kernel k -D ''", "-D|empty");
+    parse_fails(
+        "-kernel k -trace *aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "enable");
+    parse_fails("-trace a* -trace a* -trace a* -trace a* -trace a* -trace a* -trace a* -trace a* "
+                "-trace a* -trace a* -trace a* -trace a* -trace a* -trace a* -trace a* -trace a* "
+                "-trace a*",
+                "more than 16");
+}
+
+static void sandbox(void **state)
+{
+    struct config config;
+
+    parse_ok(&config, "-kernel k");
+    assert_false(config.no_sandbox);
+    parse_ok(&config, "-kernel k -sandbox off");
+    assert_true(config.no_sandbox);
+    parse_ok(&config, "-kernel k -sandbox off -sandbox enable=on");
+    assert_false(config.no_sandbox);
+    parse_fails("-kernel k -sandbox maybe", "-sandbox|maybe");
+    parse_fails("-kernel k -sandbox on,spawn=deny", "-sandbox|spawn");
+    parse_fails("-kernel k -sandbox", "-sandbox|missing");
+}
+
 static void spellings(void **state)
 {
     struct config config;
@@ -246,7 +291,7 @@ static void unknown(void **state)
     parse_fails("-kernel k -smp 4,threads=2", "-smp|threads");
     parse_fails("-kernel k -object rng-random,id=r", "rng-random");
     parse_fails("-kernel k -object memory-backend-memfd,id=m,size=1G,merge=on", "merge");
-    parse_fails("-kernel k -object iommufd,id=i,fd=3", "-object|fd");
+    parse_fails("-kernel k -object iommufd,id=i,x=3", "-object|x");
     parse_fails("-kernel k -device virtio-net-pci,id=n", "virtio-net-pci|vfio-pci");
     parse_fails("-kernel k -display gtk", "-display|gtk");
     parse_fails("-kernel k -qmp stdio", "-qmp|unix:PATH");
@@ -320,9 +365,17 @@ static void devices(void **state)
     parse_fails(IOMMU "-object iommufd", "-object|id");
     parse_fails(IOMMU "-object iommufd,id=1x", "-object|1x");
     parse_fails(IOMMU "-object iommufd,id=a/b", "-object|a/b");
-    parse_fails(IOMMU "-device vfio-pci,host=01:00.0,iommufd=i", "-device|id|missing");
-    parse_fails(IOMMU "-device vfio-pci,id=d,iommufd=i", "'d'|host=");
-    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0", "'d'|legacy containers");
+    parse_fails(IOMMU "-device vfio-pci,id=1d,host=01:00.0,iommufd=i", "-device|'1d'");
+    parse_fails(IOMMU "-device vfio-pci,id=d,iommufd=i", "'d'|host=|sysfsdev=|fd=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,ioas=x", "'d'|ioas=|iommufd=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=i,container=c",
+                "'d'|container=|iommufd=|exclude");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,container=1x", "container=|1x");
+    parse_fails("-kernel k -device vfio-pci,id=d,host=01:00.0,hwpt=own", "'d'|hwpt=|iommufd=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=i,hwpt=x", "'d'|hwpt=|own|'x'");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,p2p=maybe", "p2p|maybe");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=i,ioas=a/b", "ioas=|a/b");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=", "iommufd");
     parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=j", "'d'|'j'|-object iommufd");
     parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=i,x-no-kvm=on", "x-no-kvm");
     parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,iommufd=i "
@@ -351,6 +404,100 @@ static void devices(void **state)
                  *bad);
         parse_fails(line, "'d'|addr=");
     }
+}
+
+#define UUID "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+#define MDEV "-device vfio-pci,sysfsdev=/sys/bus/mdev/devices/" UUID ",iommufd=i"
+
+static void device_sources(void **state)
+{
+    struct config config;
+
+    parse_ok(&config, IOMMU MDEV ",id=tty0 -device vfio-pci,fd=7,id=nic0,iommufd=i "
+                                 "-object iommufd,id=j,fd=8 -device vfio-pci,host=01:00.0");
+    assert_string_equal(config.devices[0].sysfsdev, "/sys/bus/mdev/devices/" UUID);
+    assert_string_equal(config.devices[0].host, "");
+    assert_int_equal(config.devices[0].fd, CONFIG_FD_NONE);
+    assert_int_equal(config.devices[1].fd, 7);
+    assert_int_equal(config.devices[2].fd, CONFIG_FD_NONE);
+    assert_int_equal(config.iommus[0].fd, CONFIG_FD_NONE);
+    assert_int_equal(config.iommus[1].fd, 8);
+    parse_ok(&config, IOMMU "-device vfio-pci,sysfsdev=/sys/devices/x//,iommufd=i");
+    assert_string_equal(config.devices[0].sysfsdev, "/sys/devices/x");
+
+    parse_fails(IOMMU MDEV ",host=01:00.0", "host=|sysfsdev=|exclude");
+    parse_fails(IOMMU MDEV ",id=d,fd=3", "'d'|sysfsdev=|fd=|exclude");
+    parse_fails(IOMMU "-device vfio-pci,id=d,host=01:00.0,fd=3,iommufd=i", "'d'|host=|fd=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,sysfsdev=relative,iommufd=i", "'d'|sysfsdev=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,sysfsdev=,iommufd=i", "sysfsdev");
+    parse_fails(IOMMU "-device vfio-pci,id=d,sysfsdev=/,iommufd=i", "'d'|sysfsdev=");
+    parse_fails(IOMMU "-device vfio-pci,id=d,fd=3", "'d'|fd=|iommufd=");
+    parse_fails(IOMMU MDEV ",id=d " MDEV ",id=e", "'d'|'e'|" UUID);
+    parse_fails(IOMMU "-device vfio-pci,id=d,fd=3,iommufd=i -device vfio-pci,id=e,fd=3,iommufd=i",
+                "fd=3");
+    parse_fails("-kernel k -object iommufd,id=i,fd=3 -device vfio-pci,id=d,fd=3,iommufd=i", "fd=3");
+    for (const char **bad = (const char *[]){"0", "2", "-1", "x", "", "4294967296", "3x", NULL};
+         *bad; bad++) {
+        char line[128];
+
+        snprintf(line, sizeof(line), IOMMU "-device vfio-pci,id=d,iommufd=i,fd=%s", *bad);
+        parse_fails(line, "fd");
+        snprintf(line, sizeof(line), "-kernel k -object iommufd,id=i,fd=%s", *bad);
+        parse_fails(line, "fd");
+    }
+}
+
+static void device_names(void **state)
+{
+    struct config config;
+
+    parse_ok(&config, IOMMU MDEV " -device vfio-pci,fd=7,iommufd=i -device vfio-pci,fd=8,id=nic0,"
+                                 "iommufd=i -device vfio-pci,host=AB:00.0");
+    assert_string_equal(config.devices[0].id, UUID);
+    assert_true(config_is_named(&config.devices[0]));
+    assert_string_equal(config.devices[1].id, "fd:7");
+    assert_false(config_is_named(&config.devices[1]));
+    assert_string_equal(config.devices[2].id, "nic0");
+    assert_true(config_is_named(&config.devices[2]));
+    assert_string_equal(config.devices[3].id, "0000:ab:00.0");
+    assert_true(config_is_named(&config.devices[3]));
+
+    /* a name that somebody else was given, and directories that are no names */
+    parse_fails(IOMMU "-device vfio-pci,sysfsdev=/sys/x,iommufd=i "
+                      "-device vfio-pci,host=01:00.0,id=x,iommufd=i",
+                "two devices|'x'");
+    parse_fails(IOMMU "-device vfio-pci,sysfsdev=/sys/a=b,iommufd=i", "id");
+    parse_fails(IOMMU "-device vfio-pci,sysfsdev=/sys/"
+                      "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,iommufd=i",
+                "id");
+    parse_fails(IOMMU "-device vfio-pci,fd=handed-over,iommufd=i", "id");
+}
+
+/* What an inherited descriptor is, is for the kernel to say; that it is one, is not. */
+static void inherited_descriptors(void **state)
+{
+    int fd = dup(STDIN_FILENO);
+    struct error error = {0};
+    struct config config;
+    char line[256];
+
+    snprintf(line, sizeof(line), "-kernel k -object iommufd,id=i,fd=%d", fd);
+    parse_ok(&config, line);
+    assert_int_equal(config_claim_descriptors(&config, &error), 0);
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+
+    config.incoming = true; /* has the guest's, and no use for another one */
+    assert_int_equal(config_claim_descriptors(&config, &error), 0);
+    assert_int_equal(fcntl(fd, F_GETFD), -1);
+    assert_int_equal(config_claim_descriptors(&config, &error), 0);
+
+    config.incoming = false;
+    assert_int_equal(config_claim_descriptors(&config, &error), -EBADF);
+    assert_non_null(strstr(error.message, "iommufd 'i'"));
+    parse_ok(&config,
+             "-kernel k -object iommufd,id=i -device vfio-pci,id=d,fd=handed-over,iommufd=i");
+    assert_int_equal(config_claim_descriptors(&config, &error), -EBADF);
+    assert_non_null(strstr(error.message, "vfio-pci 'd'"));
 }
 
 /* All slots in use, and one device too many. */
@@ -439,11 +586,69 @@ static void round_trip_of(const char *line)
     "b,c' "                                                                                        \
     "-serial unix:/s,server=on -qmp unix:/q,,r,server=on -pidfile /p -S"
 
+/* A device in each kind of address space. */
+#define SPACES                                                                                     \
+    "-kernel k -object iommufd,id=i -device vfio-pci,id=d,host=01:00.0,iommufd=i,ioas=second "     \
+    "-device vfio-pci,id=e,host=02:00.0,iommufd=i -device vfio-pci,id=f,host=03:00.0 "             \
+    "-device vfio-pci,id=g,host=04:00.0,container=other,p2p=off "                                  \
+    "-device vfio-pci,id=h,host=05:00.0,iommufd=i,hwpt=own "                                       \
+    "-device vfio-pci,id=l,host=06:00.0,iommufd=i,hwpt=ioas,p2p=on "
+
+/* Devices that are named after what they are on the host. */
+#define NAMELESS                                                                                   \
+    IOMMU MDEV " -device vfio-pci,host=01:00.0 -device vfio-pci,fd=57,iommufd=i "                  \
+               "-device vfio-pci,sysfsdev=/sys/a,,b/c "
+
+#define DESCRIPTORS "-kernel k -object iommufd,id=i,fd=57 -device vfio-pci,id=d,fd=577,iommufd=i "
+
+static void address_spaces(void **state)
+{
+    struct config config;
+
+    parse_ok(&config, SPACES);
+    assert_string_equal(config.devices[0].iommufd, "i");
+    assert_string_equal(config.devices[0].ioas, "second");
+    assert_string_equal(config.devices[1].ioas, "");
+    assert_string_equal(config.devices[2].iommufd, "");
+    assert_string_equal(config.devices[2].container, "");
+    assert_string_equal(config.devices[3].container, "other");
+    assert_int_equal(config.devices[0].hwpt, IOMMU_HWPT_SHARED);
+    assert_int_equal(config.devices[4].hwpt, IOMMU_HWPT_OWN);
+    assert_int_equal(config.devices[5].hwpt, IOMMU_HWPT_IOAS);
+    assert_true(config.devices[0].p2p && config.devices[5].p2p && !config.devices[3].p2p);
+}
+
+/* What leaves a process says that there is a descriptor, never which. */
+static void definition_of_descriptors(void **state)
+{
+    struct error error = {0};
+    struct config config;
+    char **strings;
+    size_t count;
+    unsigned found = 0;
+
+    parse_ok(&config, DESCRIPTORS);
+    assert_int_equal(config_to_options(&config, &strings, &count, &error), 0);
+    for (size_t i = 0; i < count; i++) {
+        found += strcmp(strings[i], "iommufd,id=i,fd=handed-over") == 0;
+        found += strcmp(strings[i], "vfio-pci,id=d,fd=handed-over,iommufd=i,addr=01.0") == 0;
+        assert_null(strstr(strings[i], "57"));
+    }
+    assert_int_equal(found, 2);
+    assert_int_equal(config_parse(&config, (int)count, (const char *const *)strings, &error), 0);
+    assert_int_equal(config.iommus[0].fd, CONFIG_FD_HANDED_OVER);
+    assert_int_equal(config.devices[0].fd, CONFIG_FD_HANDED_OVER);
+    assert_true(config_is_named(&config.devices[0]));
+    config_free_options(strings, count);
+}
+
 static void round_trip(void **state)
 {
     round_trip_of("-kernel k");
     round_trip_of("-kernel k -m 20K -machine baton");
     round_trip_of(WEB1);
+    round_trip_of(SPACES);
+    round_trip_of(NAMELESS);
 }
 
 static void compare(const char *running_line, const char *given_line, const char *expected)
@@ -492,15 +697,38 @@ static void comparison(void **state)
             "prealloc=");
     compare(WEB1, "-object iommufd,id=i", "iommufd,id=j is missing");
     compare(WEB1, "-object iommufd,id=i -object iommufd,id=j -object iommufd,id=k", "id=k");
-#define OBJECTS "-object iommufd,id=j -object iommufd,id=i "
-#define D       "-device vfio-pci,id=d,host=01:00.0,iommufd=i "
-#define E       "-device vfio-pci,id=e,host=02:00.0,iommufd=j,addr=7 "
+#define IOMMU_FD "-object iommufd,id=i,fd=3 "
+#define OBJECTS  "-object iommufd,id=j -object iommufd,id=i "
+#define D        "-device vfio-pci,id=d,host=01:00.0,iommufd=i "
+#define E        "-device vfio-pci,id=e,host=02:00.0,iommufd=j,addr=7 "
     compare(WEB1, OBJECTS E D, NULL); /* another order, the same slots */
     compare(WEB1, OBJECTS D, "id=e is missing");
     compare(WEB1, OBJECTS D E "-device vfio-pci,id=f,host=03:00.0,iommufd=j", "id=f");
     compare(WEB1, OBJECTS D "-device vfio-pci,id=e,host=02:00.0,iommufd=j", "id=e: addr= differs");
     compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=03:00.0,iommufd=i", "id=d: host= differs");
     compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=01:00.0,iommufd=j", "id=d: iommufd=");
+    compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=01:00.0", "id=d: iommufd=");
+    compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=01:00.0,iommufd=i,ioas=x", "id=d: ioas=");
+    compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=01:00.0,iommufd=i,hwpt=own", "id=d: hwpt=");
+    compare(WEB1, OBJECTS E "-device vfio-pci,id=d,host=01:00.0,iommufd=i,p2p=off", "id=d: p2p=");
+    compare("-kernel k -device vfio-pci,id=d,host=01:00.0",
+            "-device vfio-pci,id=d,host=01:00.0,container=c", "id=d: container=");
+    compare(NAMELESS, NAMELESS, NULL);
+    compare(DESCRIPTORS, DESCRIPTORS, NULL);
+    compare(DESCRIPTORS, "-object iommufd,id=i,fd=3 -device vfio-pci,id=d,fd=4,iommufd=i", NULL);
+    compare(DESCRIPTORS,
+            "-object iommufd,id=i,fd=handed-over -device vfio-pci,id=d,fd=handed-over,iommufd=i",
+            NULL);
+    compare(DESCRIPTORS, "-object iommufd,id=i", "id=i: fd= differs");
+    compare(DESCRIPTORS, IOMMU_FD "-device vfio-pci,id=d,host=01:00.0,iommufd=i",
+            "id=d: fd= differs");
+    compare(DESCRIPTORS, IOMMU_FD "-device vfio-pci,fd=4,iommufd=i", "id=d is missing");
+    compare("-kernel k -device vfio-pci,id=d,host=01:00.0", "-device vfio-pci,host=01:00.0", NULL);
+    compare("-kernel k -device vfio-pci,host=01:00.0", "-device vfio-pci,host=02:00.0",
+            "id=0000:01:00.0 is missing");
+    compare("-kernel k -device vfio-pci,id=d,host=01:00.0",
+            "-device vfio-pci,id=d,sysfsdev=/sys/bus/pci/devices/0000:01:00.0",
+            "id=d: host= differs");
 }
 
 static void absolute_paths(void **state)
@@ -527,13 +755,27 @@ static void absolute_paths(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults),          cmocka_unit_test(everything),
-        cmocka_unit_test(spellings),         cmocka_unit_test(json),
-        cmocka_unit_test(incoming),          cmocka_unit_test(unknown),
-        cmocka_unit_test(missing_and_wrong), cmocka_unit_test(memory_backends),
-        cmocka_unit_test(devices),           cmocka_unit_test(full_bus),
-        cmocka_unit_test(long_values),       cmocka_unit_test(help),
-        cmocka_unit_test(round_trip),        cmocka_unit_test(comparison),
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(everything),
+        cmocka_unit_test(tracing),
+        cmocka_unit_test(sandbox),
+        cmocka_unit_test(spellings),
+        cmocka_unit_test(json),
+        cmocka_unit_test(device_sources),
+        cmocka_unit_test(device_names),
+        cmocka_unit_test(inherited_descriptors),
+        cmocka_unit_test(definition_of_descriptors),
+        cmocka_unit_test(incoming),
+        cmocka_unit_test(unknown),
+        cmocka_unit_test(missing_and_wrong),
+        cmocka_unit_test(memory_backends),
+        cmocka_unit_test(devices),
+        cmocka_unit_test(full_bus),
+        cmocka_unit_test(long_values),
+        cmocka_unit_test(help),
+        cmocka_unit_test(address_spaces),
+        cmocka_unit_test(round_trip),
+        cmocka_unit_test(comparison),
         cmocka_unit_test(absolute_paths),
     };
 

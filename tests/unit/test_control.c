@@ -30,6 +30,7 @@ struct machine {
     void *opaque;
     sd_event *loop;
     unsigned resets, powerdowns;
+    const char *blocker; /* reason, or NULL */
     bool let_go;
 };
 
@@ -37,7 +38,7 @@ struct update {
     struct update_report report;
     char path[128];
     unsigned descriptors;
-    bool cancelled;
+    bool cancelled, dry_run;
 };
 
 struct fixture {
@@ -88,7 +89,7 @@ enum machine_status machine_status(const struct machine *machine)
 
 static void happen(struct machine *machine, enum machine_event event)
 {
-    machine->handler(machine->opaque, event);
+    machine->handler(machine->opaque, event, 0);
 }
 
 void machine_let_go(struct machine *machine)
@@ -134,20 +135,35 @@ void machine_quit(struct machine *machine)
 
 const char *update_status_name(enum update_status status)
 {
-    static const char *const names[] = {"none",       "setup",     "active", "device",
-                                        "cancelling", "cancelled", "failed", "completed"};
+    static const char *const names[] = {"none",   "setup",      "active",
+                                        "device", "cancelling", "cancelled",
+                                        "failed", "completed",  "rehearsed"};
 
     return names[status];
 }
 
+bool update_is_under_way(enum update_status status)
+{
+    return status == UPDATE_SETUP || status == UPDATE_ACTIVE || status == UPDATE_DEVICE;
+}
+
+void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+{
+    if (current && update_is_under_way(current->report.status))
+        blocker_add(list, "guest", "one is under way", "wait");
+    else if (machine->blocker)
+        blocker_add(list, "device 'a'", machine->blocker, "");
+}
+
 int update_start(struct update **update, struct machine *machine, const char *path,
-                 const struct fdset *extra, update_progress_fn *progress, void *opaque,
-                 struct error *error)
+                 const struct fdset *extra, bool dry_run, update_progress_fn *progress,
+                 void *opaque, struct error *error)
 {
     if (strcmp(path, "/refuse") == 0)
         return error_set(error, EINVAL, "refused");
     *update = calloc(1, sizeof(**update));
     (*update)->report.status = UPDATE_SETUP;
+    (*update)->report.dry_run = dry_run;
     (*update)->descriptors = (unsigned)extra->count;
     snprintf((*update)->path, sizeof((*update)->path), "%s", path);
     fixture_of(machine)->update = *update;
@@ -564,6 +580,83 @@ static void migrate_failed(void **state)
     check_error(fixture, "{\"execute\":\"migrate_cancel\"}", "commit point");
 }
 
+#define PREDICTION "{\"blackout-ns\":1000001,\"save-ns\":1,\"load-ns\":2,\"trip-ns\":3}"
+
+static void migrate_rehearsed(void **state)
+{
+    struct fixture *fixture = *state;
+
+    prepare_migration(fixture);
+    check_error(fixture, MIGRATE "{\"channels\":[" CPR("c") "],\"dry-run\":1}}", "dry-run");
+    check(fixture, MIGRATE "{\"channels\":[" CPR("c") "],\"dry-run\":true}}", "{\"return\":{}}");
+    assert_true(fixture->update->report.dry_run);
+    fixture->update->report.prediction = (struct update_prediction){1, 2, 3, 1000001};
+    progress(fixture, UPDATE_REHEARSED, 0);
+    expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"rehearsed\"}}");
+    check(fixture, "{\"execute\":\"query-migrate\"}",
+          "{\"return\":{\"status\":\"rehearsed\",\"total-time\":0,\"expected-downtime\":2,"
+          "\"baton\":{\"incoming\":false,\"generation\":0,\"blackout-ns\":0,\"total-ns\":0,"
+          "\"stages\":[],\"vcpus\":[],\"dry-run\":true,\"prediction\":" PREDICTION "}}}");
+    check(fixture, "{\"execute\":\"query-status\"}",
+          "{\"return\":{\"status\":\"running\",\"running\":true}}");
+    /* The real one. */
+    check(fixture, MIGRATE "{\"channels\":[" CPR("d") "],\"dry-run\":false}}", "{\"return\":{}}");
+    assert_false(fixture->update->report.dry_run);
+}
+
+static void blockers_are_listed(void **state)
+{
+    struct fixture *fixture = *state;
+
+    prepare_migration(fixture);
+    check(fixture, "{\"execute\":\"query-migrate\"}", "{\"return\":{}}");
+    fixture->machine.blocker = "it is old";
+    check(fixture, "{\"execute\":\"query-migrate\"}",
+          "{\"return\":{\"blocked-reasons\":[\"device 'a': it is old\"],\"baton\":{\"blockers\":["
+          "{\"object\":\"device 'a'\",\"reason\":\"it is old\",\"remedy\":\"\"}]}}}");
+    fixture->machine.blocker = NULL;
+    check(fixture, MIGRATE "{\"channels\":[" CPR("c") "]}}", "{\"return\":{}}");
+    check(fixture, "{\"execute\":\"query-migrate\"}",
+          "{\"return\":{\"status\":\"setup\",\"total-time\":0,\"blocked-reasons\":["
+          "\"guest: one is under way: wait\"],\"baton\":{\"incoming\":false,\"generation\":0,"
+          "\"blackout-ns\":0,\"total-ns\":0,\"stages\":[],\"vcpus\":[],\"blockers\":[{\"object\":"
+          "\"guest\",\"reason\":\"one is under way\",\"remedy\":\"wait\"}]}}}");
+    /* The guest is elsewhere: what it was blocked by is not asked any more. */
+    fixture->machine.blocker = "it is old";
+    fixture->machine.status = MACHINE_POSTMIGRATE;
+    fixture->update->report.status = UPDATE_COMPLETED;
+    check(fixture, "{\"execute\":\"query-migrate\"}",
+          "{\"return\":{\"status\":\"completed\",\"total-time\":0,\"downtime\":0,\"baton\":{"
+          "\"incoming\":false,\"generation\":0,\"blackout-ns\":0,\"total-ns\":0,\"stages\":[],"
+          "\"vcpus\":[]}}}");
+    fixture->machine.status = MACHINE_RUNNING;
+    fixture->update->report.status = UPDATE_FAILED;
+}
+
+static void trace_events(void **state)
+{
+    struct fixture *fixture = *state;
+
+    start(fixture);
+#define TRACE_GET(name)                                                                            \
+    "{\"execute\":\"trace-event-get-state\",\"arguments\":{\"name\":\"" name "\"}}"
+#define TRACE_SET(name, rest)                                                                      \
+    "{\"execute\":\"trace-event-set-state\",\"arguments\":{\"name\":\"" name "\"" rest "}}"
+    check(fixture, TRACE_GET("vfio_open"),
+          "{\"return\":[{\"name\":\"vfio_open\",\"state\":\"disabled\"}]}");
+    check(fixture, TRACE_SET("vfio_o*", ",\"enable\":true,\"ignore-unavailable\":true"),
+          "{\"return\":{}}");
+    check(fixture, TRACE_GET("vfio_open"),
+          "{\"return\":[{\"name\":\"vfio_open\",\"state\":\"enabled\"}]}");
+    check(fixture, TRACE_SET("*", ",\"enable\":false"), "{\"return\":{}}");
+    check(fixture, TRACE_GET("vfio_ope?"),
+          "{\"return\":[{\"name\":\"vfio_open\",\"state\":\"disabled\"}]}");
+    check(fixture, TRACE_GET("no_such_*"), "{\"return\":[]}");
+    check_error(fixture, TRACE_GET("no_such"), "unknown event");
+    check_error(fixture, TRACE_SET("no_such", ",\"enable\":true"), "unknown event");
+    check_error(fixture, TRACE_SET("*", ""), "enable");
+}
+
 static void in_use(void **state)
 {
     struct fixture *fixture = *state;
@@ -717,6 +810,9 @@ int main(void)
         TEST(migrate_completed_quit),
         TEST(migrate_completed_unseen),
         TEST(migrate_failed),
+        TEST(migrate_rehearsed),
+        TEST(blockers_are_listed),
+        TEST(trace_events),
         TEST(in_use),
         TEST(runtime_checks),
         TEST(pidfile),

@@ -727,6 +727,7 @@ static void test_msi_layouts(void **state)
 static void test_msi_vectors(void **state)
 {
     static struct msi_fixture f;
+    struct error error = {0};
 
     msi_setup(&f, 3 << 1 | PCI_MSI_FLAGS_64BIT); /* eight */
     pci_msi_write(&f.msi, 4, 4, 0xfee00000);
@@ -742,6 +743,7 @@ static void test_msi_vectors(void **state)
     assert_int_equal(f.vectors.message[1].data, 0x51);
     pci_msi_write(&f.msi, 2, 2, PCI_MSI_FLAGS_ENABLE | 7 << 4); /* more than there are */
     assert_int_equal(pci_msi_count(&f.msi), 8);
+    assert_int_equal(pci_msi_check(&f.state, &error), 0); /* and nothing that a peer would refuse */
     pci_msi_write(&f.msi, 2, 1, 0);
     assert_false(f.vectors.enabled || f.vectors.open[0]);
 }

@@ -47,9 +47,11 @@ struct fixture {
 
     pthread_mutex_t lock; /* keeps the hand-over's thread until update is set */
     struct update *update;
-    char log[1024];               /* what was called */
-    const char *fail;             /* the call that fails */
-    const char *cancel;           /* the call in which the hand-over is cancelled */
+    char log[1024];     /* what was called */
+    const char *fail;   /* the call that fails */
+    const char *cancel; /* the call in which the hand-over is cancelled */
+    bool blocked;       /* the machine has a blocker */
+    bool dry_run;
     unsigned skip;                /* how many of those go well before */
     enum update_status cancel_at; /* cancelled in this status, when the peer hangs */
     struct update_report report;
@@ -93,6 +95,12 @@ const struct config *machine_config(const struct machine *machine)
 sd_event *machine_loop(const struct machine *machine)
 {
     return machine->loop;
+}
+
+void machine_blockers(struct machine *machine, struct blocker_list *list)
+{
+    if (fixture_of(machine)->blocked)
+        blocker_add(list, "device 'a'", "it has no name", "give it an id");
 }
 
 int machine_describe(struct machine *machine, struct machine_facts *facts, struct fdset *fds,
@@ -243,9 +251,26 @@ int machine_take_ownership(struct machine *machine, struct error *error)
     return step(machine, "own", error);
 }
 
+int machine_release_ownership(struct machine *machine, struct error *error)
+{
+    return step(machine, "disown", error);
+}
+
+int machine_take_back_ownership(struct machine *machine, struct error *error)
+{
+    return step(machine, "reown", error);
+}
+
 int machine_probe_ownership(struct machine *machine, struct error *error)
 {
     return step(machine, "probe", error);
+}
+
+void machine_settle_peers(struct machine *machine)
+{
+    struct error ignored;
+
+    step(machine, "peers", &ignored);
 }
 
 void machine_set_console_active(struct machine *machine, bool active)
@@ -365,6 +390,8 @@ static _Noreturn void be_incoming(const char *path, const struct deviation *devi
             _exit(3);
         wire->reply = (struct wire_reply){
             .protocol = WIRE_PROTOCOL, .vcpu_count = 2, .vcpus = {{3000}, {3001}}};
+        if (wire->request.dry_run && strcmp(stage, "rehearse") == 0)
+            wire->reply.load_ns = 5000000;
         if (deviates && deviation->deed == REFUSE) {
             wire->reply.code = EINVAL;
             strcpy(wire->reply.message, "I would rather not");
@@ -399,7 +426,7 @@ static void on_progress(void *opaque, const struct update_report *report)
         assert_int_equal(update_cancel(fixture->update, &ignored), 0);
     }
     if (report->status == UPDATE_COMPLETED || report->status == UPDATE_FAILED ||
-        report->status == UPDATE_CANCELLED)
+        report->status == UPDATE_CANCELLED || report->status == UPDATE_REHEARSED)
         sd_event_exit(fixture->loop, 0);
 }
 
@@ -415,7 +442,7 @@ static void hand_over(struct fixture *fixture, const struct deviation *deviation
         be_incoming(fixture->path, deviation);
     pthread_mutex_lock(&fixture->lock);
     assert_int_equal(update_start(&fixture->update, &fixture->machine, fixture->path, &none,
-                                  on_progress, fixture, &error),
+                                  fixture->dry_run, on_progress, fixture, &error),
                      0);
     pthread_mutex_unlock(&fixture->lock);
     assert_true(sd_event_loop(fixture->loop) >= 0);
@@ -424,10 +451,10 @@ static void hand_over(struct fixture *fixture, const struct deviation *deviation
 
 #define DESCRIBED "describe definition"
 #define REHEARSED DESCRIBED " probe save"
-#define QUIET     REHEARSED " proxy"
+#define QUIET     REHEARSED " proxy disown"
 #define SAVED     QUIET " pause mute held save"
-#define BACK      " own kernel"
-#define RESUMED   " own kernel console resume"
+#define BACK      " reown kernel"
+#define RESUMED   " reown kernel console resume"
 
 /* The guest is here, as it was. */
 static void assert_undone(struct fixture *fixture, const char *log, const char *message)
@@ -473,6 +500,104 @@ static void completed(void **state)
     }
     assert_int_equal(report->vcpu_count, 2);
     assert_int_equal(report->blackout_ns, 2001);
+}
+
+/* Everything up to the commit, and nothing of it stays. */
+static void rehearsed(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct update_report *report = &fixture->report;
+    int status;
+
+    fixture->dry_run = true;
+    hand_over(fixture, NULL);
+    assert_string_equal(fixture->log, REHEARSED " save");
+    assert_int_equal(report->status, UPDATE_REHEARSED);
+    assert_true(report->dry_run);
+    assert_int_equal(report->generation, 4); /* as many hand-overs as before */
+    assert_int_equal(report->stage_count, 4);
+    assert_string_equal(report->stages[3].name, "rehearse");
+    assert_int_equal(report->blackout_ns, 0);
+    assert_true(report->prediction.save_ns > 0 && report->prediction.trip_ns > 0);
+    assert_int_equal(report->prediction.load_ns, 5000000);
+    assert_int_equal(report->prediction.blackout_ns, report->prediction.save_ns +
+                                                         report->prediction.load_ns +
+                                                         2 * report->prediction.trip_ns);
+    assert_true(fixture->machine.running);
+    assert_int_equal(fixture->machine.delivery, KVM_IRQ_KERNEL);
+    /* The other side was left alone. */
+    assert_int_equal(waitpid(fixture->child, &status, 0), fixture->child);
+    fixture->child = 0;
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static void rehearsal_fails(void **state)
+{
+    const struct deviation deviation = {"prepare", REFUSE};
+    struct fixture *fixture = *state;
+
+    fixture->dry_run = true;
+    hand_over(fixture, &deviation);
+    assert_undone(fixture, DESCRIBED, "I would rather not");
+}
+
+static void rehearsal_cancelled(void **state)
+{
+    struct fixture *fixture = *state;
+
+    fixture->dry_run = true;
+    fixture->cancel = "save";
+    fixture->skip = 1;
+    hand_over(fixture, NULL);
+    assert_int_equal(fixture->report.status, UPDATE_CANCELLED);
+    assert_string_equal(fixture->log, REHEARSED " save");
+}
+
+/* What is known to stand in the way is said before anything is begun. */
+static void blocked(void **state)
+{
+    const struct fdset none = {0};
+    struct fixture *fixture = *state;
+    struct blocker_list list = {0};
+    struct error error = {0};
+
+    fixture->blocked = true;
+    assert_int_equal(update_start(&fixture->update, &fixture->machine, fixture->path, &none, false,
+                                  on_progress, fixture, &error),
+                     -ENOTSUP);
+    assert_string_equal(error.message, "device 'a': it has no name: give it an id");
+    assert_null(fixture->update);
+    assert_string_equal(fixture->log, "");
+    update_blockers(&fixture->machine, NULL, &list);
+    assert_int_equal(list.count, 1);
+    assert_string_equal(list.blockers[0].object, "device 'a'");
+    blocker_list_clear(&list);
+}
+
+/* One that is under way is the blocker, and the machine is not asked meanwhile. */
+static void blocked_by_another(void **state)
+{
+    const struct fdset none = {0};
+    struct fixture *fixture = *state;
+    struct blocker_list list = {0};
+    struct error error = {0};
+
+    assert_int_equal(update_start(&fixture->update, &fixture->machine, fixture->path, &none,
+                                  fixture->dry_run, on_progress, fixture, &error),
+                     0);
+    fixture->blocked = true;
+    update_blockers(&fixture->machine, fixture->update, &list);
+    assert_int_equal(list.count, 1);
+    assert_non_null(strstr(list.blockers[0].reason, "under way"));
+    assert_non_null(strstr(list.blockers[0].remedy, "migrate_cancel"));
+    blocker_list_clear(&list);
+    assert_int_equal(update_cancel(fixture->update, &error), 0);
+    assert_true(sd_event_loop(fixture->loop) >= 0);
+    update_blockers(&fixture->machine, fixture->update, &list);
+    assert_int_equal(list.count, 1);
+    assert_string_equal(list.blockers[0].object, "device 'a'");
+    blocker_list_clear(&list);
 }
 
 struct expected {
@@ -578,7 +703,8 @@ static void own_parts_fail(void **state)
         {"definition", 0, DESCRIBED},
         {"probe", 0, DESCRIBED " probe"},
         {"save", 0, REHEARSED},
-        {"proxy", 0, QUIET BACK},
+        {"proxy", 0, REHEARSED " proxy" BACK},
+        {"disown", 0, QUIET BACK},
         {"pause", 0, QUIET " pause" BACK},
         {"held", 0, QUIET " pause mute held" RESUMED},
         {"save", 1, SAVED RESUMED},
@@ -606,7 +732,7 @@ static void undo_fails(void **state)
 
     fixture->fail = "kernel";
     hand_over(fixture, &deviation);
-    assert_string_equal(fixture->log, SAVED " own kernel proxy console resume");
+    assert_string_equal(fixture->log, SAVED " reown kernel proxy console resume");
     assert_true(fixture->machine.running);
     assert_int_equal(fixture->machine.delivery, KVM_IRQ_PROXY);
 }
@@ -666,7 +792,7 @@ static void cancelled_too_late(void **state)
     if (fixture->child == 0)
         be_incoming(fixture->path, &deviation);
     assert_int_equal(update_start(&fixture->update, &fixture->machine, fixture->path, &none,
-                                  on_progress, fixture, &error),
+                                  fixture->dry_run, on_progress, fixture, &error),
                      0);
     assert_true(sd_event_loop(fixture->loop) >= 0);
     assert_int_equal(update_cancel(fixture->update, &error), 0);
@@ -681,7 +807,7 @@ static void nobody_there_cancelled(void **state)
     struct error error = {0};
 
     assert_int_equal(update_start(&fixture->update, &fixture->machine, fixture->path, &none,
-                                  on_progress, fixture, &error),
+                                  fixture->dry_run, on_progress, fixture, &error),
                      0);
     assert_int_equal(update_cancel(fixture->update, &error), 0);
     assert_true(sd_event_loop(fixture->loop) >= 0);
@@ -698,6 +824,7 @@ static void nobody_there_cancelled(void **state)
  *   L  describe with lengths that do not fit  H  hello of another protocol
  *   S  switch with more state than there is room for
  *   m  the memory again, with the next stage  x  a stage that there is not
+ *   R  rehearse of a dry run
  *   t  takes the guest back                   T  the incoming process is sent SIGTERM
  *   e  waits for the other side to end the conversation
  */
@@ -708,8 +835,8 @@ static void fill_request(struct wire_request *request, char what)
         const char *stage;
     } table[] = {{'h', "hello"},    {'H', "hello"},    {'d', "describe"}, {'D', "describe"},
                  {'U', "describe"}, {'N', "describe"}, {'L', "describe"}, {'p', "prepare"},
-                 {'r', "rehearse"}, {'q', "quiesce"},  {'s', "switch"},   {'S', "switch"},
-                 {'f', "finish"},   {'x', "dance"}};
+                 {'r', "rehearse"}, {'R', "rehearse"}, {'q', "quiesce"},  {'s', "switch"},
+                 {'S', "switch"},   {'f', "finish"},   {'x', "dance"}};
 
     *request = (struct wire_request){.protocol = WIRE_PROTOCOL,
                                      .protocol_min = WIRE_PROTOCOL,
@@ -730,6 +857,7 @@ static void fill_request(struct wire_request *request, char what)
         request->state_length = STATE_ROOM + 1;
     if (what == 'N')
         request->fd_count = 3;
+    request->dry_run = what == 'R';
 }
 
 static void make_memory(struct wire_memory *memory, bool sealed)
@@ -833,7 +961,7 @@ static struct outcome take_over(struct fixture *fixture, const char *script)
 
 #define ADOPTED "compare adopt control"
 #define LOADED  ADOPTED " load probe own load"
-#define SETTLED LOADED " run proxy kernel console"
+#define SETTLED LOADED " run proxy kernel console peers"
 
 static void incoming_completed(void **state)
 {
@@ -846,6 +974,31 @@ static void incoming_completed(void **state)
     assert_int_equal(fixture->report.status, UPDATE_COMPLETED);
     assert_int_equal(fixture->report.generation, 4);
     assert_int_equal(fixture->report.blackout_ns, 2001);
+}
+
+/* A dry run ends here, well, and nothing of the guest has been touched. */
+static void incoming_rehearsed(void **state)
+{
+    struct fixture *fixture = *state;
+    struct outcome outcome = take_over(fixture, "hdpR");
+    int code = -1;
+
+    assert_int_equal(outcome.result, 0);
+    assert_int_equal(outcome.done, 4);
+    assert_string_equal(fixture->log, ADOPTED " load probe load release");
+    assert_int_equal(fixture->report.status, UPDATE_REHEARSED);
+    assert_true(fixture->report.dry_run);
+    assert_int_equal(sd_event_get_exit_code(fixture->loop, &code), 0);
+    assert_int_equal(code, 0);
+}
+
+/* Nothing comes after it. */
+static void incoming_rehearsed_only(void **state)
+{
+    struct outcome outcome = take_over(*state, "hdpRq");
+
+    assert_int_equal(outcome.result, 0);
+    assert_int_equal(outcome.done, 4);
 }
 
 /* The outgoing side ends early: before the go nothing runs here, after it the guest lives on. */
@@ -1023,6 +1176,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(completed),
+        TEST(rehearsed),
+        TEST(rehearsal_fails),
+        TEST(rehearsal_cancelled),
+        TEST(blocked),
+        TEST(blocked_by_another),
         TEST(peer_refuses),
         TEST(peer_dies),
         TEST(peer_leaves),
@@ -1037,6 +1195,8 @@ int main(void)
         TEST(cancelled_too_late),
         TEST(nobody_there_cancelled),
         TEST(incoming_completed),
+        TEST(incoming_rehearsed),
+        TEST(incoming_rehearsed_only),
         TEST(incoming_abandoned),
         TEST(incoming_hostile),
         TEST(incoming_two_goes),

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "kvm/vfio.h"
 #include "memory/bus.h"
 #include "memory/layout.h"
 #include "pci/registers.h"
@@ -36,7 +37,7 @@
 #define GUEST_BAR UINT64_C(0xc0004000)
 
 struct kvm_irq {
-    bool open;
+    bool open, level;
     int eventfd;
     struct msi_message message;
 };
@@ -46,9 +47,11 @@ struct kvm_irq {
 struct record {
     char log[4096]; /* "arm 0+1 -1;" "unmask 0;" ... in order */
     int fail_set_irqs;
-    unsigned slots, maps, ioctls;
+    unsigned slots, maps, ioctls, rom_queries;
     int fail_map;
     bool noresize;
+    bool intx;                 /* the function offers it, and so it does errors and requests */
+    bool no_mmap, no_resample; /* as with mediated devices */
 };
 
 static struct record record;
@@ -91,6 +94,11 @@ static int fake_region(struct vfio_region_info *info)
         info->size = 256;
         info->offset = 0x20000;
         break;
+    case VFIO_PCI_ROM_REGION_INDEX:
+        record.rom_queries++;
+        info->size = 16;
+        info->offset = CONFIG_AT + 0x10000;
+        break;
     case VFIO_PCI_CONFIG_REGION_INDEX:
         info->flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
         info->size = 4096;
@@ -100,6 +108,23 @@ static int fake_region(struct vfio_region_info *info)
         info->size = 0;
         break;
     }
+    if (record.no_mmap)
+        info->flags &= ~(uint32_t)VFIO_REGION_INFO_FLAG_MMAP;
+    return 0;
+}
+
+static int fake_intx(const struct vfio_irq_set *set)
+{
+    bool unmask = set->flags & VFIO_IRQ_SET_ACTION_UNMASK;
+
+    if (unmask && record.no_resample && (set->flags & VFIO_IRQ_SET_DATA_EVENTFD)) {
+        errno = ENOTTY;
+        return -1;
+    }
+    if (unmask)
+        note("intx %s;", set->flags & VFIO_IRQ_SET_DATA_EVENTFD ? "resample" : "unmask");
+    else
+        note("intx %s;", set->flags & VFIO_IRQ_SET_DATA_NONE ? "off" : "on");
     return 0;
 }
 
@@ -111,6 +136,14 @@ static int fake_set_irqs(const struct vfio_irq_set *set)
         errno = record.fail_set_irqs;
         return -1;
     }
+    if (set->index == VFIO_PCI_ERR_IRQ_INDEX || set->index == VFIO_PCI_REQ_IRQ_INDEX) {
+        memcpy(&fd, set->data, sizeof(fd));
+        note("%s %s;", set->index == VFIO_PCI_ERR_IRQ_INDEX ? "error" : "request",
+             fd == -1 ? "off" : "on");
+        return 0;
+    }
+    if (set->index == VFIO_PCI_INTX_IRQ_INDEX)
+        return fake_intx(set);
     if (set->flags & VFIO_IRQ_SET_DATA_NONE) {
         note("disarm;");
         return 0;
@@ -142,6 +175,12 @@ int ioctl(int fd, unsigned long request, ...)
         return fake_region(argument);
     case VFIO_DEVICE_GET_IRQ_INFO:
         irq = argument;
+        if (record.intx && irq->index != VFIO_PCI_MSIX_IRQ_INDEX &&
+            irq->index != VFIO_PCI_MSI_IRQ_INDEX) {
+            irq->flags = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
+            irq->count = 1;
+            return 0;
+        }
         irq->flags = VFIO_IRQ_INFO_EVENTFD | (record.noresize ? VFIO_IRQ_INFO_NORESIZE : 0);
         irq->count = irq->index == VFIO_PCI_MSIX_IRQ_INDEX  ? VECTORS
                      : irq->index == VFIO_PCI_MSI_IRQ_INDEX ? 2
@@ -165,6 +204,15 @@ int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct 
     return 0;
 }
 
+int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resample,
+                         struct kvm_irq **irq, struct error *error)
+{
+    kvm_irq_create(vm, trigger, irq, error);
+    (*irq)->level = true;
+    note("level %u;", gsi);
+    return 0;
+}
+
 void kvm_irq_destroy(struct kvm_irq *irq)
 {
     free(irq);
@@ -173,6 +221,11 @@ void kvm_irq_destroy(struct kvm_irq *irq)
 int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
 {
     irq->open = true;
+    assert_int_equal(irq->level, message == NULL);
+    if (irq->level) {
+        note("open;");
+        return 0;
+    }
     irq->message = *message;
     note("unmask %x;", message->data);
     return 0;
@@ -181,7 +234,10 @@ int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struc
 void kvm_irq_mask(struct kvm_irq *irq)
 {
     irq->open = false;
-    note("mask %x;", irq->message.data);
+    if (irq->level)
+        note("close;");
+    else
+        note("mask %x;", irq->message.data);
 }
 
 bool kvm_irq_pending(const struct kvm_irq *irq)
@@ -216,6 +272,17 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
 void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot)
 {
     record.slots--;
+}
+
+int kvm_vfio_add(struct kvm_vm *vm, int fd, struct error *error)
+{
+    note("known;");
+    return 0;
+}
+
+void kvm_vfio_remove(struct kvm_vm *vm, int fd)
+{
+    note("forgotten;");
 }
 
 /* --- the device --- */
@@ -281,12 +348,33 @@ struct fixture {
 };
 
 static const struct vfio_pci_config device_config = {
-    .id = "dev", .host = "ffff:1f:1f.7", .devfn = 8};
+    .id = "dev",
+    .sysfs = "/sys/bus/pci/devices/ffff:1f:1f.7",
+    .fd = -1,
+    .devfn = 8,
+    .space = {.iommufd = "io", .ioas = "", .container = ""}};
+
+/* Adopts the address space that the device is said to be in. */
+static struct iommu_set *adopt_spaces(void)
+{
+    const struct iommu_facts facts = {.id = "io"};
+    struct iommu_memory none = {0};
+    struct error error = {0};
+    struct fdset fds = {0};
+    struct iommu_set *set;
+
+    assert_int_equal(fdset_add_copy(&fds, 0, &error, "iommu/io"), 0);
+    assert_int_equal(iommu_set_adopt(&set, &none, &facts, 1, &fds, &error), 0);
+    fdset_clear(&fds);
+    return set;
+}
 
 /* Adopts from a set of descriptors; eventfds are real. */
 static int adopt(struct fixture *f, int fd, unsigned vectors, struct error *error)
 {
-    struct vfio_pci_parents parents = {.mmio = f->mmio, .pio = f->pio, .pci = f->host};
+    struct iommu_set *spaces = adopt_spaces();
+    struct vfio_pci_parents parents = {
+        .mmio = f->mmio, .pio = f->pio, .pci = f->host, .spaces = spaces};
     struct vfio_pci_facts facts = {.devid = 3, .vector_count = vectors};
     struct fdset fds = {0};
     int result;
@@ -300,6 +388,7 @@ static int adopt(struct fixture *f, int fd, unsigned vectors, struct error *erro
     }
     result = vfio_pci_adopt(&f->device, &device_config, &parents, &facts, &fds, error);
     fdset_clear(&fds);
+    iommu_set_destroy(spaces);
     return result;
 }
 
@@ -311,13 +400,20 @@ static int build(struct fixture *f, struct error *error)
 
     device->parents = (struct vfio_pci_parents){.mmio = f->mmio, .pio = f->pio, .pci = f->host};
     device->device.fd = dup(f->fd);
+    device->kvm_fd = -1;
     strcpy(device->device.id, "dev");
+    device->intx = (struct vfio_intx){.trigger = -1, .resample = -1};
+    device->notifiers[VFIO_NOTIFIER_ERROR] = device->notifiers[VFIO_NOTIFIER_REQUEST] = -1;
     device->function = (struct pci_function){
         .name = device->device.id, .devfn = 8, .ops = &vfio_config_ops, .opaque = device};
     f->device = device;
     result = vfio_pci_examine(device, error);
     if (result == 0)
         result = vfio_vectors_create(device, error);
+    if (result == 0)
+        result = vfio_intx_create(device, error);
+    if (result == 0)
+        result = vfio_notifiers_create(device, error);
     if (result == 0)
         result = pci_host_add(f->host, &device->function, error);
     device->on_bus = result == 0;
@@ -535,6 +631,25 @@ static void test_bar_collides(void **state)
     assert_int_equal(record.slots, 0);
 }
 
+/* The ROM is read as a whole, once, and not before the device gives something. The kernel is not
+ * asked about it before the guest wants it, since that is no mere question. */
+static void test_rom(void **state)
+{
+    struct fixture *f = built(state);
+    static const uint8_t rom[8] = {0x55, 0xaa, 2, 3, 4, 5, 6, 7};
+
+    assert_int_equal(record.rom_queries, 0);
+    assert_int_equal(vfio_rom_read(f->device, 0, 4), 0xffffffff); /* beyond the end of the file */
+    assert_int_equal(record.rom_queries, 1);
+    assert_int_equal(pwrite(f->fd, rom, sizeof(rom), CONFIG_AT + 0x10000), sizeof(rom));
+    assert_int_equal(vfio_rom_read(f->device, 0, 2), 0xaa55);
+    assert_int_equal(pwrite(f->fd, "gone", 4, CONFIG_AT + 0x10000), 4);
+    assert_int_equal(vfio_rom_read(f->device, 0, 8), 0x070605040302aa55);
+    assert_int_equal(vfio_rom_read(f->device, 7, 1), 7);
+    assert_int_equal(vfio_rom_read(f->device, 7, 2), 0xffff); /* the device gave eight bytes */
+    assert_int_equal(vfio_rom_read(f->device, UINT64_MAX, 8), UINT64_MAX);
+}
+
 static void test_region_exclude(void **state)
 {
     struct vfio_region region = {.size = 0x10000, .area_count = 1};
@@ -652,7 +767,161 @@ static void test_arming_fails(void **state)
     assert_string_equal(record.log, "arm 0+1 none;unmask 40;arm 0+1;");
 }
 
+/* A function with INTx, as a guest's first reset leaves it. */
+static struct fixture *built_with_intx(void **state)
+{
+    struct fixture *f;
+
+    record.intx = true;
+    f = built(state);
+    vfio_pci_reset(f->device);
+    return f;
+}
+
+static void test_intx(void **state)
+{
+    struct fixture *f = built_with_intx(state);
+
+    assert_string_equal(record.log, "reset;open;intx on;intx resample;");
+    assert_int_equal(f->device->state.armed_index, VFIO_ARMED_INTX);
+    assert_int_equal(config_load(f, PCI_INTERRUPT_PIN, 1), 1);
+    config_store(f, PCI_INTERRUPT_PIN, 1, 2);
+    assert_int_equal(config_load(f, PCI_INTERRUPT_PIN, 1), 1);
+    config_store(f, PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE); /* VFIO's affair */
+    assert_int_equal(get(f->fd, PCI_COMMAND, 2), PCI_COMMAND_INTX_DISABLE);
+    assert_int_equal(config_load(f, PCI_COMMAND, 2), PCI_COMMAND_INTX_DISABLE);
+    forget();
+    vfio_pci_reset(f->device);
+    assert_string_equal(record.log, "close;intx off;reset;open;intx on;intx resample;");
+}
+
+/* Nobody listens for the end of the interrupt: accesses unmask, before they are made. */
+static void test_intx_unmasked_by_access(void **state)
+{
+    struct fixture *f;
+    uint32_t value = 0;
+
+    record.no_mmap = record.no_resample = true;
+    f = built_with_intx(state);
+    assert_string_equal(record.log, "reset;open;intx on;");
+    assert_int_equal(f->device->state.armed_index, VFIO_ARMED_INTX);
+    assert_true(f->device->state.unmask_by_access);
+    place(f);
+    forget();
+    bus_read(f->mmio, GUEST_BAR, &value, 4);
+    bus_write(f->mmio, GUEST_BAR + 4, &value, 4);
+    assert_string_equal(record.log, "intx unmask;intx unmask;");
+    bus_read(f->mmio, GUEST_BAR + TABLE_AT, &value, 4); /* is not the device's */
+    assert_string_equal(record.log, "intx unmask;intx unmask;");
+    vfio_pci_reset(f->device);
+    assert_string_equal(record.log, "intx unmask;intx unmask;close;intx off;reset;open;intx on;");
+}
+
+/* With registers that the guest reaches by itself, INTx would be masked for ever. */
+static void test_intx_that_nobody_unmasks(void **state)
+{
+    struct fixture *f;
+
+    record.no_resample = true;
+    f = built_with_intx(state);
+    assert_string_equal(record.log, "reset;open;intx on;intx off;close;");
+    assert_int_equal(f->device->state.armed_index, VFIO_ARMED_NONE);
+    assert_false(f->device->state.unmask_by_access);
+}
+
+/* The line's place on the bus and its pin decide which input it has. */
+static void test_intx_input(void **state)
+{
+    struct fixture *f = *state;
+    struct error error = {0};
+
+    record.intx = true;
+    put(f->fd, PCI_INTERRUPT_PIN, 1, 3);
+    assert_int_equal(build(f, &error), 0); /* slot 1, INTC */
+    assert_string_equal(record.log, "level 19;error on;request on;");
+    assert_int_equal(layout_pci_gsi(1, 2), 19);
+    assert_int_equal(layout_pci_gsi(31, 3), 18);
+    assert_int_equal(layout_pci_gsi(2, 0), layout_pci_gsi(10, 0));
+}
+
+static void test_no_such_pin(void **state)
+{
+    struct fixture *f = *state;
+    struct error error = {0};
+
+    record.intx = true;
+    put(f->fd, PCI_INTERRUPT_PIN, 1, 5);
+    assert_int_equal(build(f, &error), 0);
+    vfio_pci_reset(f->device);
+    assert_null(strstr(record.log, "intx"));
+    assert_int_equal(config_load(f, PCI_INTERRUPT_PIN, 1), 0);
+}
+
+/* INTx makes way for MSI and MSI-X and is back after them. */
+static void test_intx_gives_way(void **state)
+{
+    struct fixture *f = built_with_intx(state);
+
+    place(f);
+    program(f, 0, 0x40);
+    forget();
+    config_store(f, 0x62, 2, PCI_MSIX_FLAGS_ENABLE);
+    assert_string_equal(record.log, "close;intx off;arm 0+1 none;unmask 40;arm 0+1;");
+    forget();
+    config_store(f, 0xc2, 2, PCI_MSI_FLAGS_ENABLE); /* the guest must not: MSI-X is on */
+    config_store(f, 0x62, 2, 0);                    /* nor is INTx wanted while MSI is on */
+    assert_string_equal(record.log, "mask 40;disarm;");
+    forget();
+    config_store(f, 0xc2, 2, 0);
+    assert_string_equal(record.log, "open;intx on;intx resample;");
+}
+
+static void test_intx_cannot_be_armed(void **state)
+{
+    struct fixture *f = built_with_intx(state);
+
+    record.fail_set_irqs = EBUSY; /* a device without INTx disable, on a shared line */
+    forget();
+    vfio_pci_reset(f->device);
+    assert_int_equal(f->device->state.armed_index, VFIO_ARMED_NONE);
+    assert_string_equal(record.log, "close;reset;open;close;");
+    record.fail_set_irqs = 0;
+    vfio_pci_reset(f->device);
+    assert_int_equal(f->device->state.armed_index, VFIO_ARMED_INTX);
+}
+
 /* --- hand-over --- */
+
+/* State is applied without telling VFIO anything, and leaving goes without it, too. */
+static void test_apply_intx(void **state)
+{
+    struct fixture *f = built_with_intx(state);
+    static struct vfio_pci_state saved;
+    struct error error = {0};
+
+    assert_int_equal(vfio_pci_save_state(f->device, &error), 0);
+    saved = *(struct vfio_pci_state *)vfio_pci_state(f->device);
+    assert_int_equal(vfio_pci_state_type.check(&saved, &error), 0);
+    forget();
+    vfio_pci_destroy(f->device, true);
+    assert_string_equal(record.log, "");
+    f->device = NULL;
+    assert_int_equal(build(f, &error), 0);
+    forget();
+    memcpy(vfio_pci_state(f->device), &saved, sizeof(saved));
+    assert_int_equal(vfio_pci_apply_state(f->device, &error), 0);
+    assert_string_equal(record.log, "open;");
+    assert_int_equal(record.ioctls, 0);
+    vfio_pci_destroy(f->device, false);
+    assert_string_equal(record.log, "open;close;intx off;error off;request off;");
+    record.intx = false; /* a device that has none */
+    f->device = NULL;
+    assert_int_equal(build(f, &error), 0);
+    memcpy(vfio_pci_state(f->device), &saved, sizeof(saved));
+    assert_int_equal(vfio_pci_apply_state(f->device, &error), -EINVAL);
+    assert_non_null(strstr(error.message, "INTx"));
+    f->device->state.armed_index = VFIO_ARMED_NONE;
+}
 
 static void test_apply(void **state)
 {
@@ -714,6 +983,12 @@ static void test_state_check(void **state)
     assert_int_equal(vfio_pci_state_type.check(&s, &error), 0);
     s.armed_index = VFIO_ARMED_MSI;
     assert_int_equal(vfio_pci_state_type.check(&s, &error), -EINVAL);
+    s.armed_index = VFIO_ARMED_INTX; /* MSI-X is on, and a vector armed */
+    assert_int_equal(vfio_pci_state_type.check(&s, &error), -EINVAL);
+    s.msix.control = 0;
+    assert_int_equal(vfio_pci_state_type.check(&s, &error), -EINVAL);
+    s.armed[0] = 0;
+    assert_int_equal(vfio_pci_state_type.check(&s, &error), 0);
 }
 
 /* Through bytes and back, with the largest table that there is. */
@@ -748,26 +1023,6 @@ static void test_state_round_trip(void **state)
     assert_memory_equal(&loaded, &s, sizeof(s));
 }
 
-static void test_iommu_facts_check(void **state)
-{
-    struct iommu_facts facts = {.id = "io", .mapping_count = 2};
-    struct error error = {0};
-
-    facts.mappings[0] = (struct iommu_mapping){.iova = 0, .size = 0x10000};
-    facts.mappings[1] = (struct iommu_mapping){.iova = 0x10000, .size = 0x1000, .offset = 0x10000};
-    assert_int_equal(iommu_facts_type.check(&facts, &error), 0);
-    facts.mappings[1].iova = 0xf000; /* overlaps */
-    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
-    facts.mappings[1].iova = 0x10800; /* not a page */
-    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
-    facts.mappings[1].iova = UINT64_MAX - 0xfff; /* wraps */
-    facts.mappings[1].size = 0x2000;
-    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
-    facts.mapping_count = 1;
-    facts.id[0] = '\0';
-    assert_int_equal(iommu_facts_type.check(&facts, &error), -EINVAL);
-}
-
 static void test_adopt_checks_descriptor(void **state)
 {
     struct fixture *f = *state;
@@ -782,13 +1037,18 @@ static void test_adopt_checks_descriptor(void **state)
 static void test_open_names_the_device(void **state)
 {
     struct fixture *f = *state;
+    struct vfio_pci_config legacy = device_config;
     struct vfio_pci_parents parents = {.mmio = f->mmio, .pio = f->pio, .pci = f->host};
+    struct iommu_memory none = {0};
     struct error error = {0};
 
-    assert_int_equal(vfio_pci_create(&f->device, &device_config, &parents, &error), -ENODEV);
+    legacy.space.iommufd = "";
+    iommu_set_create(&parents.spaces, &none);
+    assert_int_equal(vfio_pci_create(&f->device, &legacy, &parents, &error), -ENODEV);
     assert_non_null(strstr(error.message, "'dev'"));
     assert_non_null(strstr(error.message, "ffff:1f:1f.7"));
     assert_null(f->device);
+    iommu_set_destroy(parents.spaces);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -805,6 +1065,7 @@ int main(void)
         TEST(test_bar_areas),
         TEST(test_bar_mapping),
         TEST(test_bar_collides),
+        TEST(test_rom),
         TEST(test_region_exclude),
         TEST(test_msix_one_by_one),
         TEST(test_msix_all_at_once),
@@ -812,11 +1073,18 @@ int main(void)
         TEST(test_both_kinds),
         TEST(test_msi),
         TEST(test_arming_fails),
+        TEST(test_intx),
+        TEST(test_intx_unmasked_by_access),
+        TEST(test_intx_that_nobody_unmasks),
+        TEST(test_intx_input),
+        TEST(test_no_such_pin),
+        TEST(test_intx_gives_way),
+        TEST(test_intx_cannot_be_armed),
+        TEST(test_apply_intx),
         TEST(test_apply),
         TEST(test_apply_refuses),
         TEST(test_state_check),
         TEST(test_state_round_trip),
-        TEST(test_iommu_facts_check),
         TEST(test_adopt_checks_descriptor),
         TEST(test_open_names_the_device),
     };

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Unit tests of the iommufd back end, with the fake kernel of iommu_fixture.h.
+ */
+#include "iommu_fixture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/util.h"
+
+static void several_ioases(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct iommu_choice second = {.iommufd = "io", .ioas = "second", .container = ""};
+    struct iommu_set *adopted;
+    struct error error = {0};
+    struct fdset fds = {0};
+
+    assert_int_equal(iommu_set_add_iommufd(fixture->set, "io", -1, &error), 0);
+    assert_int_equal(iommu_set_add_iommufd(fixture->set, "alone", -1, &error), 0);
+    assert_string_equal(record.log, "open iommu;alloc;file 0;file 1;"
+                                    "open iommu;alloc;file 0;file 1;");
+    forget();
+    assert_int_equal(attach(fixture, "a", &second, &error), -ENODEV); /* no device, but an IOAS */
+    assert_string_equal(record.log, "alloc;copy 0;copy 1;");
+    assert_int_equal(adopt(fixture, &adopted, &fds, NULL, &error), 0);
+    assert_int_equal(fds.count, 0);
+    assert_int_equal(iommu_set_probe_ownership(adopted, &error), 0);
+    assert_string_equal(record.log, "known;known;known;");
+    forget();
+    assert_int_equal(iommu_set_take_ownership(adopted, &error), 0);
+    assert_string_equal(record.log, "own;own;own;");
+    iommu_set_destroy(adopted);
+    fdset_clear(&fds);
+}
+
+/* Descriptors that somebody else has opened: nothing is opened, and whatever happens, they are the
+ * set's. */
+static void passed_descriptors(void **state)
+{
+    static const struct {
+        const char *call;
+        int code;
+        const char *reason;
+    } failures[] = {
+        {"bind;", EINVAL, "bound before"},
+        {"bind;", ENOTTY, "not of /dev/vfio/devices/"},
+        {"bind;", EBUSY, "in use"},
+        {"attach;", ENOMEM, "locked memory"},
+    };
+    const struct iommu_choice first = {
+        .iommufd = "io", .ioas = "", .container = "", .hwpt = IOMMU_HWPT_IOAS};
+    struct fixture *fixture = *state;
+    struct iommu_device device = {.fd = new_fd()};
+    int context = new_fd();
+    struct error error = {0};
+
+    assert_int_equal(iommu_set_add_iommufd(fixture->set, "io", context, &error), 0);
+    assert_string_equal(record.log, "alloc;file 0;file 1;");
+    forget();
+    assert_int_equal(iommu_set_attach(fixture->set, &first, &device, &error), 0);
+    assert_string_equal(record.log, "bind;attach;");
+    assert_int_equal(device.kvm_fd, device.fd);
+    close(device.fd);
+
+    for (size_t i = 0; i < ARRAY_SIZE(failures); i++) {
+        int fd = new_fd();
+
+        forget();
+        device = (struct iommu_device){.fd = fd};
+        record.fail = failures[i].call;
+        record.skip = 0;
+        record.code = failures[i].code;
+        assert_int_equal(iommu_set_attach(fixture->set, &first, &device, &error),
+                         -failures[i].code);
+        assert_non_null(strstr(error.message, failures[i].reason));
+        assert_int_equal(device.fd, -1);
+        assert_int_equal(fcntl(fd, F_GETFD), -1);
+    }
+
+    context = new_fd();
+    forget();
+    record.fail = "alloc;";
+    record.skip = 0;
+    record.code = ENOTTY;
+    assert_int_equal(iommu_set_add_iommufd(fixture->set, "j", context, &error), -ENOTTY);
+    assert_non_null(strstr(error.message, "iommufd 'j'"));
+    assert_non_null(strstr(error.message, "not of /dev/iommu"));
+    assert_int_equal(fcntl(context, F_GETFD), -1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        IOMMU_TEST(passed_descriptors),
+        IOMMU_TEST(several_ioases),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
