@@ -9,6 +9,8 @@ its limit is only there so that a hang becomes a failure with logs.
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import json
 import os
 import re
@@ -16,28 +18,35 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 BATON = os.environ.get("BATON", "/baton/build/baton")
-KERNEL = os.environ.get("KERNEL", "/lab-cache/bzImage")
-VMLINUX = os.environ.get("VMLINUX", "/lab-cache/vmlinux")
+KERNEL = os.environ.get("KERNEL", "/lab-kernel/bzImage")
+VMLINUX = os.environ.get("VMLINUX", "/lab-kernel/vmlinux")
 INITRD = os.environ.get("INITRD", "/lab-cache/guest-initrd.cpio")
+ROOT_INITRD = os.environ.get("ROOT_INITRD") or None  # what a guest with root= needs: nothing, unless its drivers are modules
 # The builds of tests/skew: same sources, newer state versions; another protocol; and so on.
 SKEW = Path(os.environ.get("BATON_SKEW", "/baton/build/skew"))
+NEXT = SKEW / "next" / "baton"
 NVME_ROOT = "root=/dev/nvme0n1 rw init=/lab/guest-init"
 PROMPT = "guest# "
 PATIENCE = 120.0  # seconds: what a slow, busy machine may take for anything at all
-BOOT_PATIENCE = 100.0  # seconds; it takes five to fifteen, but see "What the emulator does wrong" in lab/README.md
+BOOT_PATIENCE = 300.0  # seconds; it takes five to fifteen, and several times that on a slow, busy machine
 STAGES = ("hello", "describe", "prepare", "rehearse", "quiesce", "pause", "switch", "go", "run", "finish")
 
 
 class LabError(AssertionError):
     """Something that a test waited for did not happen; the message says what there was instead."""
+
+
+class LabTimeout(LabError):
+    """It did not happen in time."""
 
 
 def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -48,7 +57,7 @@ def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE
         if value:
             return value
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not within {patience:.0f} s")
+            raise LabTimeout(f"{what}: not within {patience:.0f} s")
         time.sleep(0.02)
 
 
@@ -78,19 +87,29 @@ def pci_driver(address: str) -> str:
 
 
 def nvme_guest(*options: str, **more: Any) -> Guest:
-    """A guest whose root file system is on the passed-through NVMe drive at 01:00.0."""
+    """A guest whose root file system is on the passed-through NVMe drive at 01:00.0; iommufd="" puts that in a container."""
     append = f"{NVME_ROOT} {more.pop('append', '')}".strip()
-    words = vfio_options("01:00.0", ident="nvme0") if more.pop("device", True) else []
+    iommufd = more.pop("iommufd", "iommufd0")
+    words = vfio_options("01:00.0", ident="nvme0", iommufd=iommufd) if more.pop("device", True) else []
     return Guest(*words, *options, initrd=None, append=append, **({"memory": "256M"} | more))
 
 
-def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare: bool = True) -> list[str]:
-    """Options for one passed-through device, with the iommufd object unless it was declared before."""
-    words = ["-object", f"iommufd,id={iommufd}"] if declare else []
-    return words + ["-device", f"vfio-pci,host={address},iommufd={iommufd},id={ident}"]
+def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare: bool = True, more: str = "") -> list[str]:
+    """Options for one passed-through device, with the iommufd object unless it was declared before; iommufd="" stands for
+    a legacy container."""
+    words = ["-object", f"iommufd,id={iommufd}"] if declare and iommufd else []
+    space = f",iommufd={iommufd}" if iommufd else ""
+    return words + ["-device", f"vfio-pci,host={address}{space},id={ident}{more}"]
 
 
 # ---- processes ----
+
+def as_user(locked_mib: int) -> tuple[str, ...]:
+    """Runs a program as an ordinary user who has been given the devices and a limit of locked memory."""
+    for path in ("/dev/kvm", "/dev/iommu", *(str(path) for path in Path("/dev/vfio/devices").iterdir())):
+        os.chown(path, 1000, 1000)
+    return ("prlimit", f"--memlock={locked_mib << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+
 
 def status_field(pid: int, name: str) -> int:
     """A number of /proc/PID/status (sizes in KiB), 0 when it is not there."""
@@ -108,6 +127,16 @@ def open_files(pid: int) -> list[str]:
         except FileNotFoundError:
             pass
     return sorted(names)
+
+
+def vfio_files(pid: int) -> dict[str, int]:
+    """How many descriptors of each kind a process has for passing devices through."""
+    names = open_files(pid)
+    return {"containers": names.count("/dev/vfio/vfio"),
+            "groups": len([name for name in names if re.fullmatch(r"/dev/vfio/\d+", name)]),
+            "iommufds": names.count("/dev/iommu"),
+            "cdevs": len([name for name in names if name.startswith("/dev/vfio/devices/")]),
+            "kvm": names.count("anon_inode:kvm-vfio")}
 
 
 def thread_count(pid: int) -> int:
@@ -135,6 +164,15 @@ def processes_with(variable: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             pass
     return [pid for pid in sorted(found) if is_alive(pid)]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether nothing of a process is left but its exit status. A process loses its environment, by which it is found, before
+    it lets go of its devices."""
+    try:
+        return not is_alive(pid) and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def end_process(pid: int) -> None:
@@ -370,6 +408,7 @@ class Update:
     stages: dict[str, float] = field(default_factory=dict)  # milliseconds
     blackout_ms: float | None = None
     total_ms: float | None = None
+    predicted_ms: float | None = None  # of a dry run
 
     @classmethod
     def parse(cls, done: subprocess.CompletedProcess[str]) -> Update:
@@ -379,6 +418,9 @@ class Update:
         summary = re.search(r"blackout ([\d.]+) ms, total ([\d.]+) ms", done.stdout)
         if summary:
             update.blackout_ms, update.total_ms = float(summary[1]), float(summary[2])
+        prediction = re.search(r"predicted blackout ([\d.]+) ms", done.stdout)
+        if prediction:
+            update.predicted_ms = float(prediction[1])
         return update
 
 
@@ -404,6 +446,7 @@ class Guest:
         self.runtime = self.directory / "run"
         self.environment = os.environ | {"BATON_RUNTIME_DIR": str(self.runtime)}
         self.serial = serial or f"unix:{self.console_path},server=on,wait=off"
+        initrd = initrd or ROOT_INITRD
         append = f"console=ttyS0 quiet baton.quiet {append}".strip()
         self.options = ["-name", self.name, "-m", memory, "-smp", str(cpus), "-nodefaults", "-display", "none",
                         "-serial", self.serial, "-qmp", f"unix:{self.qmp_path},server=on,wait=off", *options,
@@ -444,12 +487,22 @@ class Guest:
             console.close()
         for client in self.clients:
             client.close()
-        for pid in self.processes():
+        processes = self.processes()
+        for pid in processes:
             end_process(pid)
         if self.process:
             self.process.wait(PATIENCE)
-        wait_for(f"the end of {self.name}'s processes", lambda: not self.processes())
+        wait_for(f"the end of {self.name}'s processes", lambda: all(map(has_ended, processes)) and not self.processes())
+        refused = self.refused_calls()
         shutil.rmtree(self.directory, ignore_errors=True)
+        if refused:
+            raise LabError(f"{self.name}: baton made system calls that are on no list: {refused}")
+
+    def refused_calls(self) -> list[str]:
+        """What a process of this guest has called that its sandbox does not let through."""
+        logs = [path.read_text(errors="replace") for path in self.directory.glob("*log")]
+        return [line for text in [*logs, *(update.errors for update in self.updates)] for line in text.splitlines()
+                if "was refused system call" in line]
 
     def report(self) -> str:
         """What a person needs who must find out why a test failed."""
@@ -460,7 +513,9 @@ class Guest:
                 console.log += console._receive()  # what it said last
             except (OSError, EOFError):
                 pass
-            parts.append(f"---- console\n{console.text[-6000:]}")
+            # without what Console.finish() waited for, of which there may be thousands
+            said = re.sub(rf"^(({re.escape(PROMPT)})*@t\d+:\d+@\n)+", "", console.text, flags=re.M)
+            parts.append(f"---- console\n{said[-6000:]}")
         for update in self.updates[-2:]:
             parts.append(f"---- baton update: exit status {update.status}\n{update.output}{update.errors}")
         return "\n".join(parts)
@@ -539,13 +594,18 @@ class Guest:
 
     # -- in the guest --
 
-    def put(self, path: str, text: str) -> None:
+    def put(self, path: str, content: str | bytes) -> None:
         """Writes a file in the guest, in pieces that a terminal line takes."""
-        data = base64.b64encode(text.encode()).decode()
+        data = base64.b64encode(content.encode() if isinstance(content, str) else content).decode()
         self.command(f": > {path}.b64")
         for start in range(0, len(data), 3000):
             self.command(f"printf %s {data[start:start + 3000]} >> {path}.b64")
         self.command(f"base64 -d < {path}.b64 > {path}")
+
+    def put_program(self, path: str, source: Path) -> None:
+        """Copies a program of L1 into the guest; small ones only, the console is slow."""
+        self.put(f"{path}.gz", gzip.compress(source.read_bytes()))
+        self.command(f"gunzip < {path}.gz > {path} && chmod +x {path}")
 
     def interrupts(self, pattern: str) -> int:
         """How many interrupts the guest has handled, of lines of /proc/interrupts that match."""
@@ -565,7 +625,7 @@ class Guest:
         self.updates.append(update)
         if check and update.status != 0:
             raise LabError(f"baton update: exit status {update.status}\n{update.output}{update.errors}")
-        if update.status == 0:
+        if update.status == 0 and "--dry-run" not in options:
             self.drop_clients()
         return update
 
@@ -591,16 +651,17 @@ class Guest:
         """Starts the process that shall take over, with nothing but these options and the channel."""
         return Incoming(self, options, str(binary or self.binary))
 
-    def hand_over(self, path: Path | str, outcome: str = "completed") -> dict[str, Any]:
-        """Drives a hand-over through QMP, in the words of QEMU's documentation; returns what query-migrate says."""
+    def hand_over(self, path: Path | str, outcome: str | None = "completed", **more: Any) -> dict[str, Any]:
+        """Drives a hand-over through QMP, in the words of QEMU's documentation; returns what query-migrate says.
+        @param outcome which status it must end in; None: in any"""
         qmp = self.qmp
         qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         qmp.execute("migrate-set-parameters", mode="cpr-transfer")
-        qmp.execute("migrate", channels=[cpr_channel(path)])
-        while (status := qmp.event("MIGRATION")["data"]["status"]) not in ("completed", "failed", "cancelled"):
+        qmp.execute("migrate", channels=[cpr_channel(path)], **more)
+        while (status := qmp.event("MIGRATION")["data"]["status"]) not in ("completed", "failed", "cancelled", "rehearsed"):
             pass
         answer = qmp.execute("query-migrate")
-        if status != outcome:
+        if outcome not in (None, status):
             raise LabError(f"the hand-over ended '{status}', not '{outcome}': {answer}")
         return answer
 
@@ -615,7 +676,7 @@ class Incoming:
         self.guest = guest
         self.path = guest.directory / f"cpr{Incoming.count}"
         self.log_path = guest.directory / f"incoming{Incoming.count}.log"
-        words = [binary, "run", *options, "-incoming", json.dumps(cpr_channel(self.path))]
+        words = [*guest.wrapper, binary, "run", *options, "-incoming", json.dumps(cpr_channel(self.path))]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(words, env=guest.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -638,18 +699,126 @@ class Incoming:
         return self.process.wait(PATIENCE)
 
 
+def through_proxy(guest: Guest, action: str, stage: str, outcome: str | None = "failed") -> str:
+    """A hand-over that comes to harm at a stage; see proxy.py. @return the reason that the outgoing side gives, if it failed"""
+    incoming = guest.start_incoming().wait_listening()
+    path = guest.directory / f"proxy{Incoming.count}"
+    words = [*guest.wrapper, sys.executable, str(Path(__file__).with_name("proxy.py")), str(path), str(incoming.path), action, stage,
+             str(incoming.pid)]
+    with subprocess.Popen(words, env=guest.environment) as proxy:
+        try:
+            report = guest.hand_over(path, outcome)
+            if report["status"] == "failed":
+                incoming.exit_status()
+        finally:
+            proxy.kill()
+    return report.get("error-desc", "")
+
+
+EDU_DRIVER = Path(BATON).parent / "tests/edu-driver"
+
+
+class Edu:
+    """edu_driver.c at work in the guest, which has an edu device at `address`."""
+
+    def __init__(self, guest: Guest, address: str, mode: str, directory: str = "/tmp/edu") -> None:
+        self.guest, self.directory = guest, directory
+        if guest.console.status("test -x /tmp/edu-driver")[0] != 0:
+            guest.put_program("/tmp/edu-driver", EDU_DRIVER)
+        guest.command(f"rm -rf {directory}; mkdir {directory}")
+        guest.command(f"(setsid /tmp/edu-driver {address} {directory} {mode} </dev/null >{directory}/log 2>&1 &)")
+
+    def content(self, name: str) -> str:
+        return self.guest.console.status(f"cat {self.directory}/{name} 2>/dev/null")[1]
+
+    def check(self) -> None:
+        """It has found nothing to complain of."""
+        assert self.content("log") == ""
+        assert self.content("result") in ("", "ok")
+
+    @property
+    def raised(self) -> int:
+        return int(self.content("progress") or 0)
+
+    def wait_for_more(self, more: int = 20) -> None:
+        wanted = self.raised + more
+
+        def reached() -> bool:
+            self.check()
+            return self.raised >= wanted
+        wait_for(f"{wanted} interrupts", reached)
+
+    def wait_step(self, number: int) -> None:
+        def reached() -> bool:
+            self.check()
+            return self.guest.console.status(f"test -e {self.directory}/step{number}")[0] == 0
+        wait_for(f"step {number}", reached)
+
+    def go(self, number: int) -> None:
+        self.guest.command(f"touch {self.directory}/go{number}")
+
+    def result(self) -> str:
+        return wait_for("its result", lambda: self.content("result"))
+
+    def stop(self) -> EduCounts:
+        self.guest.command(f"touch {self.directory}/stop")
+        return EduCounts(*map(int, self.result().split()))
+
+
+@dataclass
+class EduCounts:
+    """What the driver counted. Nothing is lost or doubled when handled equals raised."""
+
+    raised: int
+    handled: int
+    in_kernel: int  # counted by the guest's kernel, on the whole line
+    spurious: int  # INTx without a cause, which levels allow
+    copies: int
+    mistakes: int
+    status: int  # the device's interrupt status at the end: not zero if it waits for someone to handle an interrupt
+
+    def check(self) -> None:
+        assert self.raised == self.handled and self.status == 0, self
+        assert self.mistakes == 0 and self.copies > 0, self
+
+
+class Trace:
+    """What the emulator saw of the devices (lab/run --trace), while it was watched: evidence from outside."""
+
+    def __init__(self, path: Path = Path("/results/trace.log")) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        start = self.path.stat().st_size
+        yield
+        with self.path.open() as file:
+            file.seek(start)
+            self.lines += file.read().splitlines()
+
+    def check_untouched(self, *devices: str) -> None:
+        """Nobody has reset these devices or set them up anew: the configuration space of neither them nor the ports above
+        them was written, but for INTx disable, with which VFIO masks an interrupt."""
+        for line in self.lines:
+            written = re.search(r"pci_cfg_write (\S+) (\S+) @(0x\w+) <- (0x\w+)", line)
+            if not written or written[1] not in (*devices, "pcie-root-port"):
+                continue
+            is_command = written[1] in devices and int(written[3], 16) == 4
+            assert is_command and int(written[4], 16) & 6 == 6, line
+
+
 class FioLoad:
     """fio writes and verifies in the guest, over and over, until it is told to stop: no matter how long that takes."""
 
     COMMAND = ("fio --name=load --filename={target} --size={size} --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio"
                " --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=0 --minimal")
 
-    def __init__(self, guest: Guest, target: str, size: str = "2M") -> None:
+    def __init__(self, guest: Guest, target: str, size: str = "2M", more: str = "") -> None:
         self.guest = guest
-        command = self.COMMAND.format(target=target, size=size)
+        command = f"{self.COMMAND.format(target=target, size=size)} {more}"
         guest.put("/tmp/load", f"""
             n=0
-            rm -f /tmp/load.stop /tmp/load.end
             while [ ! -e /tmp/load.stop ]; do
                 {command} >/tmp/load.out 2>&1 || break
                 n=$((n + 1))
@@ -657,7 +826,7 @@ class FioLoad:
             done
             [ -e /tmp/load.stop ] && echo verified >/tmp/load.end || echo failed >/tmp/load.end
         """)
-        guest.command("rm -f /tmp/load.rounds; (setsid sh /tmp/load </dev/null >/dev/null 2>&1 &)")
+        guest.command("rm -f /tmp/load.stop /tmp/load.end /tmp/load.rounds; (setsid sh /tmp/load </dev/null >/dev/null 2>&1 &)")
         self.wait_rounds(1)
 
     @property
@@ -672,12 +841,24 @@ class FioLoad:
             if self.guest.console.status("test -e /tmp/load.end")[0] == 0:
                 raise LabError("fio failed:\n" + self.guest.command("cat /tmp/load.out"))
             return self.rounds >= wanted
-        wait_for(f"round {wanted} of fio", reached, 300)
+        self._wait(f"round {wanted} of fio", reached)
+
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
+        """If it does not happen: was it fio that waited, and for which device?"""
+        try:
+            wait_for(what, condition, 300)
+        except LabTimeout as error:
+            clocks = self.guest.console.status("cat /proc/uptime; grep LOC /proc/interrupts")[1]
+            time.sleep(2)
+            _, state = self.guest.console.status(
+                "cat /proc/uptime; grep LOC /proc/interrupts; grep -H . /sys/block/*/inflight | grep -v ' 0 *0$'; "
+                "grep MSI /proc/interrupts; ps axo pid,stat,time,wchan,args | grep [f]io; dmesg | tail -n 5")
+            raise LabError(f"{error}; the guest's state:\n{clocks}\n{state}") from None
 
     def stop(self) -> int:
         """Ends it after its present round. @return how many rounds there were, every byte verified"""
         self.guest.command("touch /tmp/load.stop")
-        wait_for("the end of fio", lambda: self.guest.console.status("test -e /tmp/load.end")[0] == 0, 300)
+        self._wait("the end of fio", lambda: self.guest.console.status("test -e /tmp/load.end")[0] == 0)
         if self.guest.command("cat /tmp/load.end") != "verified":
             raise LabError("fio failed:\n" + self.guest.command("cat /tmp/load.out"))
         return self.rounds

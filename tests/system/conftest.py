@@ -13,6 +13,12 @@ pytest.register_assert_rewrite("baton_lab")
 from baton_lab import Guest  # noqa: E402 (after the registration)
 
 
+@pytest.fixture(scope="module", params=["iommufd0", ""], ids=["iommufd", "container"])
+def iommufd(request: pytest.FixtureRequest) -> str:
+    """For tests of both back ends: what vfio_options and nvme_guest take by that name."""
+    return request.param
+
+
 @pytest.fixture
 def make_guest() -> Iterator[Callable[..., Guest]]:
     """Makes guests that end with the test; they are reported when it fails."""

@@ -17,7 +17,7 @@ from baton_lab import Guest, Qmp, QmpError, cpr_channel, open_files
 COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-status", "query-name", "stop", "cont", "quit",
     "system_powerdown", "system_reset", "migrate-set-parameters", "query-migrate-parameters", "migrate-set-capabilities",
-    "migrate", "query-migrate", "migrate_cancel",
+    "migrate", "query-migrate", "migrate_cancel", "trace-event-get-state", "trace-event-set-state",
 }
 
 

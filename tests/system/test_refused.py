@@ -8,16 +8,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from baton_lab import (BATON, FioLoad, Guest, Incoming, QmpError, bind, cpr_channel, nvme_guest, open_files, run,
-                       status_field, thread_count, vfio_options, wait_for)
+                       status_field, thread_count, through_proxy, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -190,18 +188,6 @@ def test_cancel_while_waiting(guest: Guest) -> None:
     qmp.execute("migrate_cancel")
     qmp.event("MIGRATION", status="cancelled")
     assert qmp.execute("query-migrate")["status"] == "cancelled"
-
-
-def through_proxy(guest: Guest, action: str, stage: str) -> str:
-    """A hand-over that comes to harm at a stage; see proxy.py. @return the reason that the outgoing side gives"""
-    incoming = guest.start_incoming().wait_listening()
-    path = guest.directory / f"proxy{Incoming.count}"
-    words = [sys.executable, str(Path(__file__).with_name("proxy.py")), str(path), str(incoming.path), action, stage, str(incoming.pid)]
-    with subprocess.Popen(words, env=guest.environment) as proxy:
-        report = guest.hand_over(path, "failed")
-        incoming.exit_status()
-        proxy.kill()
-    return report["error-desc"]
 
 
 ASKED_STAGES = ["hello", "describe", "prepare", "rehearse", "quiesce", "switch"]

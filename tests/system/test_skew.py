@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from baton_lab import BATON, FioLoad, Guest, bind, nvme_guest, vfio_options
+from baton_lab import BATON, NEXT, SKEW, FioLoad, Guest, bind, nvme_guest, vfio_options
 
-SKEW = Path(os.environ.get("BATON_SKEW", "/baton/build/skew"))
-NEXT = SKEW / "next" / "baton"
 PROTOCOL = SKEW / "protocol" / "baton"
 SECTION = SKEW / "section" / "baton"
 VERSIONS = {NEXT: "0.2.0", PROTOCOL: "9.0.0", SECTION: "0.3.0"}

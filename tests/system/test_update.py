@@ -9,13 +9,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from baton_lab import (STAGES, FioLoad, Guest, Qmp, QmpError, bind, cpr_channel, main_channel, nvme_guest, open_files, status_field,
-                       thread_count, vfio_options, wait_for)
+from baton_lab import (STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel, nvme_guest, open_files,
+                       status_field, thread_count, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +192,8 @@ def test_qemus_documented_procedure(guest: Guest) -> None:
         old.execute("migrate-set-parameters", mode="cpr-transfer")
         old.raw(json.dumps({"execute": "migrate", "arguments": {"channels": [main_channel(), cpr_channel(path)]}}).encode())
         assert old.answer() == {"return": {}}
-        wait_for("postmigrate", lambda: old.execute("query-status") == {"status": "postmigrate", "running": False})
-        assert old.execute("query-migrate")["status"] == "completed"
+        wait_for("its end", lambda: old.execute("query-migrate")["status"] == "completed")
+        assert old.execute("query-status") == {"status": "postmigrate", "running": False}
         assert old.execute("quit") == {}
     guest.clients.clear()
     guest.qmp_path = qmp_path
@@ -240,10 +239,7 @@ def test_guest_powers_off_after_updates(guest: Guest) -> None:
 
 @pytest.fixture
 def user() -> tuple[str, ...]:
-    """Runs a program as an ordinary user who has been given the devices and a limit of locked memory."""
-    for path in ("/dev/kvm", "/dev/iommu", *(str(path) for path in Path("/dev/vfio/devices").iterdir())):
-        os.chown(path, 1000, 1000)
-    return ("prlimit", f"--memlock={600 << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+    return as_user(600)
 
 
 def test_ordinary_user(user: tuple[str, ...]) -> None:

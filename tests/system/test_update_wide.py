@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --cpus 1 --memory 5120 --device nvme --device virtio-blk:size=64M
+# lab: --memory 5120 --device nvme --device virtio-blk:size=64M
 """Updates of bigger guests: two and more vCPUs, memory above 4 GiB, huge pages, no passed-through device at all."""
 
 from __future__ import annotations

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fault matrix: every stage of a hand-over, on both sides, times everything that can go wrong there.
+
+Nothing in it is written down by hand. The stages come from the table in src/update/stages.c (build/tests/faults/stages), the
+system calls of each from a hand-over that is recorded at the start: tests/faults/inject.c, preloaded into the program as it is
+shipped, keeps a log of them and later makes one of them fail, or holds the process there for a signal. What concerns messages
+and descriptors is done by proxy.py, which stands between the two sides.
+
+test_faults.py runs a part of the matrix, test_every_fault.py all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import resource
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from baton_lab import (BATON, Edu, FioLoad, Guest, Update, bind, is_alive, nvme_guest, open_files, run, through_proxy, vfio_options,
+                       wait_for)
+
+TOOLS = Path(BATON).parent / "tests/faults"
+EDU = "0000:00:03.0"
+SIDES = ("outgoing", "incoming")
+COMMITTED = {"outgoing": ("run", "finish"), "incoming": ("go", "finish")}  # where the guest is, or may be, the new process's
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table."""
+
+    name: str
+    limit: float  # seconds
+    sides: tuple[str, ...]
+
+    @classmethod
+    def table(cls) -> list[Stage]:
+        rows = (line.split() for line in run(TOOLS / "stages").stdout.splitlines())
+        return [cls(name, int(limit) / 1000, tuple(sides)) for name, limit, *sides in rows]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call that a side makes in a stage: struct fault_call of inject.h."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("16s16s16sQII")
+
+    side: str
+    stage: str
+    name: str
+    request: int = 0
+    number: int = 1
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Call:
+        side, stage, name, request, number, _ = cls.LAYOUT.unpack(data)
+        return cls(*(text.split(b"\0")[0].decode() for text in (side, stage, name)), request, number)
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(self.side.encode(), self.stage.encode(), self.name.encode(), self.request, self.number, 0)
+
+    def __str__(self) -> str:
+        request = f"-{self.request:#x}" if self.request else ""
+        return f"{self.side}-{self.stage}-{self.name}{request}-{self.number}"
+
+
+class Injection:
+    """The page that processes under test share with us: struct fault_page of inject.h."""
+
+    NONE, ERROR, HOLD = range(3)
+    PLAN, REACHED = 8, 8 + Call.LAYOUT.size
+    LOGGED, LOG, LOG_SIZE = REACHED + 4, REACHED + 8, 8192
+
+    def __init__(self, path: Path) -> None:
+        size = self.LOG + self.LOG_SIZE * Call.LAYOUT.size
+        path.write_bytes(bytes(size))
+        with path.open("r+b") as file:
+            self.page = mmap.mmap(file.fileno(), size)
+
+    def _number(self, offset: int) -> int:
+        return struct.unpack_from("<I", self.page, offset)[0]
+
+    def plan(self, action: int, call: Call, error: int = 0) -> None:
+        """Forgets what was logged; from the next time on that the call is made, the action is done once."""
+        self.clear()
+        self.page[self.PLAN:self.REACHED] = call.pack()
+        struct.pack_into("<i", self.page, 4, error)
+        struct.pack_into("<I", self.page, 0, action)
+
+    def clear(self) -> None:
+        """Whoever is held goes on."""
+        struct.pack_into("<I", self.page, 0, self.NONE)
+        struct.pack_into("<II", self.page, self.REACHED, 0, 0)
+
+    @property
+    def reached(self) -> bool:
+        return self._number(self.REACHED) > 0
+
+    def calls(self) -> list[Call]:
+        count = self._number(self.LOGGED)
+        assert count < self.LOG_SIZE, "the log is full: raise FAULT_LOG_SIZE"
+        size = Call.LAYOUT.size
+        return [Call.unpack(self.page[self.LOG + i * size:self.LOG + (i + 1) * size]) for i in range(count)]
+
+
+# What a call returns that fails: what the kernel is likeliest to say.
+ERRORS = {"open64": errno.EMFILE, "socket": errno.EMFILE, "eventfd": errno.EMFILE, "memfd_create": errno.EMFILE,
+          "pidfd_open": errno.EMFILE, "pipe2": errno.EMFILE, "epoll_create1": errno.EMFILE, "signalfd": errno.EMFILE,
+          "timerfd_create": errno.EMFILE, "accept4": errno.EMFILE, "fopen64": errno.EMFILE,
+          "pthread_create": errno.EAGAIN, "write": errno.EAGAIN, "bind": errno.ENOSPC, "rename": errno.ENOSPC,
+          "mkdir": errno.ENOSPC, "sendmsg": errno.EPIPE, "read": errno.EIO, "close": errno.EIO,
+          "pread64": errno.EIO, "pwrite64": errno.EIO, "connect": errno.EACCES, "access": errno.EACCES}
+OTHER_ERROR = errno.ENOMEM
+
+
+class Subject:
+    """A guest under fio and interrupts, to which all the harm of one module is done; it is started anew when it was lost,
+    which only the death of the process that runs it may bring about."""
+
+    def __init__(self, iommufd: str) -> None:
+        bind("all")
+        self.iommufd = iommufd
+        self.guest: Guest | None = None
+        self.edu: Edu | None = None
+        self.fio: FioLoad | None = None
+
+    def start(self) -> None:
+        words = [*vfio_options("02:00.0", ident="blk1", iommufd=self.iommufd, declare=False),
+                 *vfio_options("03:00.0", ident="edu0", iommufd=self.iommufd, declare=False), "-trace", "update_*"]
+        # The root file system has no journal, and some of what is done here kills the guest.
+        self.guest = nvme_guest(*words, iommufd=self.iommufd, memory="128M", append="ro")
+        self.guest.runtime.mkdir(mode=0o700)
+        run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64", "tmpfs", self.guest.runtime)
+        self.injection = Injection(self.guest.directory / "faults")
+        self.guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"),
+                                   "BATON_FAULTS": str(self.guest.directory / "faults")}
+        self.guest.boot()
+
+    def load(self) -> None:
+        if not self.guest:
+            self.start()
+        if not self.edu:
+            self.edu = Edu(self.guest, EDU, "msi")
+            self.fio = FioLoad(self.guest, "/dev/vda", "256k")
+
+    def suffer(self, fault: Fault) -> None:
+        """After a failure the next test has a guest of its own."""
+        self.load()
+        try:
+            fault.strike(self)
+        except BaseException:
+            print(self.guest.report())
+            self.end()
+            raise
+
+    def account(self) -> None:
+        """Everything that was raised was handled, and what fio wrote was there."""
+        if self.edu:
+            self.edu.stop().check()
+            assert self.fio.stop() > 0
+            self.guest.check_alive()
+            self.guest.check_kernel_log()
+        self.edu = self.fio = None
+
+    def lose(self) -> None:
+        """The process that ran the guest was killed."""
+        self.end()
+        self.start()
+
+    def end(self) -> None:
+        if self.guest:
+            self.guest.destroy()
+            run("umount", self.guest.runtime)
+        self.guest = self.edu = self.fio = None
+
+    def update(self) -> Update:
+        """An update that may fail, but not take longer than the table allows."""
+        return self.guest.update("--trace", "update_*", check=False)
+
+    def other_process(self, outgoing: int, client: int) -> int:
+        """The incoming process of an update that is under way."""
+        others = [pid for pid in self.guest.processes() if pid not in (outgoing, client)]
+        assert len(others) == 1, others
+        return others[0]
+
+    def outlive_stop(self, fault: Signal, victim: int, incoming: int) -> None:
+        """A process stands still. The other one gives up in time, or has the guest already; then the first goes on."""
+        if fault.side == "outgoing":
+            done = ((lambda: self.guest.pid == incoming) if fault.is_committed() else (lambda: not is_alive(incoming)))
+            wait_for("the incoming process", done, 40)
+        elif fault.is_committed():
+            time.sleep(1)  # the guest stands still as well
+        else:
+            return  # the outgoing process kills it, or who has started it does
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGCONT)
+
+    def record(self) -> list[Call]:
+        """Every call of an update that goes well, in order."""
+        self.injection.clear()
+        update = self.update()
+        assert update.status == 0, update
+        return self.injection.calls()
+
+    def check_home(self, before: int, home: str) -> None:
+        """The guest is whole, in one process, and where it should be."""
+        self.guest.drop_clients()
+        wait_for("one process only", lambda: len(self.guest.processes()) == 1)
+        assert (self.guest.pid == before) == (home == "before"), self.guest.updates[-1]
+        self.edu.wait_for_more()
+        assert self.guest.run_status() == "running"
+
+    def check_next_update(self) -> None:
+        self.injection.clear()
+        update = self.update()
+        assert update.status == 0, update
+        self.guest.drop_clients()
+
+
+def home_after(update: Update) -> str:
+    """A failed update names the stage, and leaves the guest where it was."""
+    if update.status == 0:
+        return "after"
+    assert "the guest is where it was" in update.errors, update
+    return "before"
+
+
+# ---- faults ----
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of harm at one point of a hand-over."""
+
+    side: str
+    stage: str
+
+    def strike(self, subject: Subject) -> None:
+        """Does it, and checks that nothing was lost."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FailingCall(Fault):
+    """A system call returns an error. The update fails, or can do without; never is it half done."""
+
+    call: Call
+
+    def __str__(self) -> str:
+        return f"error-{self.call}"
+
+    def strike(self, subject: Subject) -> None:
+        before = subject.guest.pid
+        subject.injection.plan(Injection.ERROR, self.call, ERRORS.get(self.call.name, OTHER_ERROR))
+        update = subject.update()
+        assert subject.injection.reached, f"{self.call} was not made this time: {update}"
+        subject.check_home(before, home_after(update))
+        subject.check_next_update()
+        assert update.status != 0 or self.is_harmless(), f"nobody noticed that {self.call} failed: {update}"
+
+    def is_harmless(self) -> bool:
+        return self.call.stage in COMMITTED[self.call.side] or self.call.name in HARMLESS
+
+
+# What an update does not depend on, so that it may succeed: letting go of things; advice; lines of the log, and wake-ups
+# through an eventfd, which fail only when it has been signalled already.
+HARMLESS = {"close", "munmap", "madvise", "write"}
+
+
+@dataclass(frozen=True)
+class Signal(Fault):
+    """A process is killed, or stopped, in the middle of a stage: held before a system call, until the signal has come."""
+
+    call: Call
+    signal: signal.Signals
+
+    def __str__(self) -> str:
+        return f"{'kill' if self.signal == signal.SIGKILL else 'stop'}-{self.call}"
+
+    def strike(self, subject: Subject) -> None:
+        guest = subject.guest
+        before = guest.pid
+        subject.injection.plan(Injection.HOLD, self.call)
+        words = [guest.binary, "update", guest.name, "--timeout", "120", "--trace", "update_*"]
+        with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
+            wait_for(str(self.call), lambda: subject.injection.reached)
+            incoming = subject.other_process(before, update.pid)
+            victim = before if self.side == "outgoing" else incoming
+            os.kill(victim, self.signal)
+            subject.injection.clear()
+            if self.signal == signal.SIGSTOP:
+                subject.outlive_stop(self, victim, incoming)
+            output, errors = update.communicate(timeout=200)
+        guest.updates.append(Update(update.returncode, output, errors))
+        self.check(subject, before)
+
+    def check(self, subject: Subject, before: int) -> None:
+        if self.is_loss():
+            wait_for("the end of all processes", lambda: subject.guest.processes() == [])
+            subject.lose()
+            return
+        subject.check_home(before, "after" if self.is_committed() else "before")
+        subject.check_next_update()
+
+    def is_committed(self) -> bool:
+        """The new process has the guest, or will have it."""
+        return self.stage in COMMITTED[self.side] and not self.is_before_claim()
+
+    def is_before_claim(self) -> bool:
+        """The go has come, the guest has not been claimed yet: inject.c makes a call of the event's line."""
+        return (self.side, self.stage, self.call.name) == ("incoming", "go", "write") and self.call.number == 1
+
+    def is_loss(self) -> bool:
+        """Whoever runs the guest takes it along when it is killed."""
+        return self.signal == signal.SIGKILL and self.is_committed() == (self.side == "incoming")
+
+
+@dataclass(frozen=True)
+class Message(Fault):
+    """Something happens to a message on its way: see proxy.py."""
+
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.action}-{self.stage}"
+
+    def strike(self, subject: Subject) -> None:
+        guest = subject.guest
+        before = guest.pid
+        reason = through_proxy(guest, self.action, self.stage, None)
+        subject.check_home(before, "before" if reason else "after")
+        subject.check_next_update()
+        assert reason or self.is_late(), "nobody noticed"
+
+    def is_late(self) -> bool:
+        """The guest has moved when it happens."""
+        return self.stage == "finish" or (self.stage, self.action) == ("go", "twice-request")
+
+
+@dataclass(frozen=True)
+class Shortage(Fault):
+    """The new process, or its host, has too little of something."""
+
+    what: str
+
+    def __str__(self) -> str:
+        return f"no-{self.what}"
+
+    def strike(self, subject: Subject) -> None:
+        guest = subject.guest
+        before = guest.pid
+        with getattr(self, self.what)(guest) as binary:
+            update = guest.update(binary=binary, check=False)
+        assert update.status != 0, update
+        subject.check_home(before, home_after(update))
+        subject.check_next_update()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def limited(guest: Guest, limit: str) -> Iterator[Path]:
+        """A baton with a limit of its own."""
+        path = guest.directory / "limited"
+        path.write_text(f"#!/bin/sh\nulimit {limit}\nexec {guest.binary} \"$@\"\n")
+        path.chmod(0o755)
+        yield path
+
+    def descriptors(self, guest: Guest) -> contextlib.AbstractContextManager[Path]:
+        return self.limited(guest, "-n 24")
+
+    def memory(self, guest: Guest) -> contextlib.AbstractContextManager[Path]:
+        return self.limited(guest, "-v 120000")
+
+    @contextlib.contextmanager
+    def disk(self, guest: Guest) -> Iterator[None]:
+        """No file can be made where sockets are."""
+        count = 0
+        with contextlib.suppress(OSError):
+            while True:
+                (guest.runtime / f"filler{count}").touch()
+                count += 1
+        yield
+        for number in range(count):
+            (guest.runtime / f"filler{number}").unlink()
+
+    @contextlib.contextmanager
+    def outgoing_descriptors(self, guest: Guest) -> Iterator[None]:
+        """The running process has as many descriptors as it may have, but for a few."""
+        former = resource.prlimit(guest.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(guest.pid, resource.RLIMIT_NOFILE, (len(open_files(guest.pid)) + 4, former[1]))
+        yield
+        resource.prlimit(guest.pid, resource.RLIMIT_NOFILE, former)
+
+
+# ---- the matrix ----
+
+ACTIONS = ["kill-before", "kill-after", "hang", "close-before", "close-after", "short-request", "short-reply", "twice-request",
+           "twice-reply", "garbage-request", "garbage-reply"]
+BATCH_ACTIONS = ["late-request", "drop-descriptor", "more-descriptor", "other-descriptor", "rename=ram/0=ram/1"]
+STATE_ACTIONS = ["state-cut", "state=dtypedvcpugversion=dtypedvcpugversjon", "state=dtypeepower=dtypeefower"]
+GO_ACTIONS = ["kill-before", "hang", "close-before", "short-request", "twice-request", "garbage-request"]
+SHORTAGES = ["descriptors", "memory", "disk", "outgoing_descriptors"]
+
+
+def message_faults(stages: list[Stage]) -> Iterator[Message]:
+    for stage in stages:
+        if "incoming" in stage.sides:
+            yield from (Message("incoming", stage.name, action) for action in ACTIONS)
+    yield from (Message("incoming", "describe", action) for action in BATCH_ACTIONS)
+    yield from (Message("incoming", stage, action) for stage in ("rehearse", "switch") for action in STATE_ACTIONS)
+    yield from (Message("incoming", "go", action) for action in GO_ACTIONS)
+
+
+def signal_faults(calls: list[Call]) -> Iterator[Signal]:
+    """Before the first, middle and last call of each side's part of a stage."""
+    for side in SIDES:
+        for stage in dict.fromkeys(call.stage for call in calls if call.side == side):
+            mine = [call for call in calls if (call.side, call.stage) == (side, stage)]
+            for call in dict.fromkeys((mine[0], mine[len(mine) // 2], mine[-1])):
+                yield from (Signal(side, stage, call, number) for number in (signal.SIGKILL, signal.SIGSTOP))
+
+
+def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
+    """All faults, in the order of stages, so that those of one stage and side are together."""
+    for stage in stages:
+        assert all(any((call.side, call.stage) == (side, stage.name) for call in calls) for side in stage.sides), stage
+    faults: list[Fault] = [FailingCall(call.side, call.stage, call) for call in dict.fromkeys(calls)]
+    faults += [*signal_faults(calls), *message_faults(stages), *(Shortage("incoming", "prepare", what) for what in SHORTAGES)]
+    order = [stage.name for stage in stages]
+    return sorted(faults, key=lambda fault: (order.index(fault.stage), fault.side))
+
+
+def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
+    """What ./check has the time for: of each side's part of a stage an error and a kill, each thing that can happen to a
+    message once, at stages in turn, and all shortages. In a container only what is different there: the stage in which
+    ownership moves, and the ends of those after it, with everything to be taken back."""
+    if back_end == "container":
+        faults = [fault for fault in faults if fault.stage in ("quiesce", "switch", "go")]
+    turns = {"describe": 0, "quiesce": 1, "switch": 2}
+    alike: dict[str, list[Fault]] = {}
+    for fault in faults:
+        if isinstance(fault, FailingCall):
+            alike.setdefault(f"error {fault.side} {fault.stage}", []).append(fault)
+        elif isinstance(fault, Signal) and not fault.is_loss() and (fault.signal == signal.SIGKILL or fault.stage == "switch"):
+            alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
+        elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS + STATE_ACTIONS):
+            alike.setdefault(fault.action, []).append(fault)
+        elif isinstance(fault, Message) and fault.action != "hang" and turns.get(fault.stage) == ACTIONS.index(fault.action) % 3:
+            alike[fault.action] = [fault]
+        elif isinstance(fault, Shortage):
+            alike[fault.what] = [fault]
+    chosen = {some[len(some) // 2] for some in alike.values()}
+    return [fault for fault in faults if fault in chosen]
+
+
+SUBJECTS: dict[str, Subject] = {}
+
+
+def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], list[Fault]]) -> None:
+    """For pytest_generate_tests: the tests of both back ends. Tests of one stage share their load, whose last account is
+    asked for when the next stage begins."""
+    rows = []
+    for name, iommufd in (("iommufd", "iommufd0"), ("container", "")):
+        subject = SUBJECTS[name] = Subject(iommufd)
+        subject.load()
+        faults = choose(matrix(Stage.table(), subject.record()), name)
+        subject.end()
+        rows += [pytest.param((name, fault.stage), fault, id=f"{name}-{fault}") for fault in faults]
+    metafunc.parametrize(("subject", "fault"), rows, indirect=["subject"], scope="module")
+
+
+def account(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """The fixture "subject"."""
+    subject = SUBJECTS[request.param[0]]
+    for other in SUBJECTS.values():
+        if other is not subject:
+            other.end()
+    yield subject
+    subject.account()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+# lab: --memory 3072 --device nvme --device edu --device edu --device edu
+"""Hardware page tables of an iommufd: shared ones, one of a device's own, the kernel's; kept across updates, gone at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from baton_lab import FioLoad, Guest, bind, nvme_guest, vfio_options
+
+GET_DIRTY_BITMAP = ord(";") << 8 | 0x8C
+NO_CLEAR = 1
+IDS = range(1, 64)
+DEVICES = {"edu1": ("02:00.0", ""), "edu2": ("03:00.0", ",hwpt=own"), "edu3": ("04:00.0", ",hwpt=ioas")}
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
+
+
+def system_call(number: int, *arguments: int) -> int:
+    library = ctypes.CDLL(None, use_errno=True)
+    result = library.syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def copy_iommufd(pid: int) -> int:
+    """A descriptor of this process's for the iommufd of another one."""
+    number = next(int(name) for name in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{name}") == "/dev/iommu")
+    process = system_call(PIDFD_OPEN, pid, 0)
+    try:
+        return system_call(PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+
+
+def page_tables(iommufd: int) -> list[int]:
+    """Ids that belong to a page table: the kernel looks it up before it sees that nothing was asked."""
+    found = []
+    for number in IDS:
+        try:
+            fcntl.ioctl(iommufd, GET_DIRTY_BITMAP, struct.pack("<IIIIQQQQ", 48, number, NO_CLEAR, 0, 0, 0, 4096, 0))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            assert error.errno in (errno.EINVAL, errno.EOPNOTSUPP), error
+        found.append(number)
+    return found
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    bind("all")
+    words = vfio_options("01:00.0", ident="nvme0")
+    for name, (address, more) in DEVICES.items():
+        words += vfio_options(address, ident=name, declare=False, more=more)
+    with nvme_guest(*words, device=False) as guest:
+        yield guest.boot()
+
+
+def test_one_shared_one_own_one_of_the_kernel(guest: Guest) -> None:
+    """Two devices have one, so that four have three."""
+    iommufd = copy_iommufd(guest.pid)
+    try:
+        assert len(page_tables(iommufd)) == 3
+    finally:
+        os.close(iommufd)
+
+
+def test_kept_across_updates(guest: Guest) -> None:
+    """The new process knows them by id; fio verifies what went through them."""
+    iommufd = copy_iommufd(guest.pid)
+    before = page_tables(iommufd)
+    os.close(iommufd)
+    load = FioLoad(guest, "/root/load", "1M")
+    for _ in range(5):
+        guest.update()
+        iommufd = copy_iommufd(guest.pid)
+        assert page_tables(iommufd) == before
+        os.close(iommufd)
+    load.wait_rounds(1)
+    assert load.stop() >= 2
+    guest.check_alive()
+    guest.check_kernel_log()
+
+
+def test_another_choice_is_a_difference(guest: Guest) -> None:
+    options = [word.replace("hwpt=own", "hwpt=shared") for word in guest.options]
+    incoming = guest.start_incoming(*options).wait_listening()
+    report = guest.hand_over(incoming.path, "failed")
+    assert "id=edu2: hwpt=" in report["error-desc"]
+    guest.drop_clients()
+
+
+def test_nothing_is_left(guest: Guest) -> None:
+    """Last: the process that has the guest destroys them, even though somebody else keeps the iommufd open."""
+    iommufd = copy_iommufd(guest.pid)
+    assert len(page_tables(iommufd)) == 3
+    guest.qmp.execute("quit")
+    guest.wait_gone()
+    assert page_tables(iommufd) == []
+    os.close(iommufd)
