@@ -33,14 +33,15 @@ def parse() -> argparse.Namespace:
 
 
 def one_update(guest: Guest) -> dict[str, Any]:
+    predicted = guest.update("--dry-run").predicted_ms
     watcher = observe.Observer(guest.pid)
     begin = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     update = guest.update()
     end = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     time.sleep(BETWEEN_SECONDS)
     report = watcher.report()
-    return {"blackout_ms": update.blackout_ms, "total_ms": update.total_ms, "stages_ms": update.stages,
-            "outside_ms": observe.longest_ns(report, begin, end) / 1e6}
+    return {"blackout_ms": update.blackout_ms, "predicted_ms": predicted, "total_ms": update.total_ms,
+            "stages_ms": update.stages, "outside_ms": observe.longest_ns(report, begin, end) / 1e6}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def print_table(result: dict[str, Any]) -> None:
           f"{'fio running' if result['options']['load'] else 'idle'}; milliseconds")
     print(f"{'':44}{'median':>10}{'worst':>10}")
     for title, key in (("blackout, by the processes' own clocks", "blackout_ms"),
+                       ("blackout, predicted by a dry run before", "predicted_ms"),
                        ("longest silence, seen from outside", "outside_ms"), ("whole update", "total_ms")):
         values = [update[key] for update in updates]
         print(f"{title:44}{statistics.median(values):10.3f}{max(values):10.3f}")
