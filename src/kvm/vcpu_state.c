@@ -102,9 +102,11 @@ int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int 
                        struct error *error)
 {
     CLEANUP_FREE union msr_list_argument *list = xcalloc(1, sizeof(*list));
-    int xsave = kvm_vm_check(vm, KVM_CAP_XSAVE2);
-    int nested = kvm_vm_check(vm, KVM_CAP_NESTED_STATE);
+    int xsave = kvm_vm_check(vm, KVM_CAP_XSAVE2, error);
+    int nested = kvm_vm_check(vm, KVM_CAP_NESTED_STATE, error);
 
+    if (xsave < 0 || nested < 0)
+        return -error->code;
     list->head.nmsrs = KVM_VCPU_MSRS_MAX;
     if (ioctl(vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, list) < 0)
         return error_set_errno(error, errno, "KVM_GET_MSR_INDEX_LIST failed");

@@ -63,11 +63,13 @@ static const struct {
     {KVM_CAP_VCPU_ATTRIBUTES, "KVM_CAP_VCPU_ATTRIBUTES"},
 };
 
-int kvm_vm_check(const struct kvm_vm *vm, unsigned capability)
+int kvm_vm_check(const struct kvm_vm *vm, unsigned capability, struct error *error)
 {
     int value = ioctl(vm->fd, KVM_CHECK_EXTENSION, (unsigned long)capability);
 
-    return value < 0 ? 0 : value;
+    if (value < 0)
+        return error_set_errno(error, errno, "KVM_CHECK_EXTENSION %u failed", capability);
+    return value;
 }
 
 static int open_kvm(struct kvm_vm *vm, struct error *error)
@@ -97,28 +99,42 @@ static int open_kvm(struct kvm_vm *vm, struct error *error)
  * refuses the vCPUs that frequency without a word and takes their TSC for zero: what a guest sets
  * its timer to, by its TSC, is as many seconds late as the host has been running. Zero stands for
  * the frequency as known now. A kernel without this call for VMs has nothing else to offer. */
-static void set_tsc_frequency(const struct kvm_vm *vm)
+static int set_tsc_frequency(const struct kvm_vm *vm, struct error *error)
 {
-    (void)!ioctl(vm->fd, KVM_SET_TSC_KHZ, 0);
+    if (ioctl(vm->fd, KVM_SET_TSC_KHZ, 0) < 0 && errno != EINVAL && errno != ENOTTY)
+        return error_set_errno(error, errno, "KVM_SET_TSC_KHZ failed");
+    return 0;
+}
+
+static int check_required(const struct kvm_vm *vm, struct error *error)
+{
+    int value;
+
+    for (size_t i = 0; i < ARRAY_SIZE(required); i++) {
+        value = kvm_vm_check(vm, required[i].capability, error);
+        if (value < 0)
+            return value;
+        if (value == 0)
+            return error_set(error, ENOTSUP, "this kernel's KVM lacks %s", required[i].name);
+    }
+    return 0;
 }
 
 static int create_vm(struct kvm_vm *vm, struct error *error)
 {
-    int size;
+    int ret, size;
 
     vm->fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
     if (vm->fd < 0)
         return error_set_errno(error, errno, "KVM_CREATE_VM failed");
-    for (size_t i = 0; i < ARRAY_SIZE(required); i++) {
-        if (!kvm_vm_check(vm, required[i].capability))
-            return error_set(error, ENOTSUP, "this kernel's KVM lacks %s", required[i].name);
-    }
+    ret = check_required(vm, error);
+    if (ret < 0)
+        return ret;
     size = ioctl(vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (size < (int)sizeof(struct kvm_run))
         return error_set(error, ENOTSUP, "KVM_GET_VCPU_MMAP_SIZE returned %d", size);
     vm->vcpu_mmap_size = (unsigned)size;
-    set_tsc_frequency(vm);
-    return 0;
+    return set_tsc_frequency(vm, error);
 }
 
 static int create_irqchip(struct kvm_vm *vm, struct error *error)
