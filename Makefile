@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 60
 CLANG ?= clang
 C_FILES = $(shell git ls-files 'src/*.[ch]' 'tests/*.[ch]')
 
-.PHONY: help build check check-lab endurance demo bench lab-shell format tidy asan fuzz install clean
+.PHONY: help build check check-lab endurance demo bench lab-shell format tidy asan tsan fuzz install clean
 
 help:
 	@echo 'make build      build the program and its tests, in $(BUILD)/'
@@ -18,6 +18,7 @@ help:
 	@echo 'make format     clang-format, in place; make format-check only says what differs'
 	@echo 'make tidy       clang-tidy over src/'
 	@echo 'make asan       unit tests, golden streams and fuzz corpora under address and undefined-behaviour sanitizers'
+	@echo 'make tsan       the same under the thread sanitizer (system tests: ./check --sanitize address|thread)'
 	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)), starting with the corpora; needs clang'
 	@echo 'make install    meson install (DESTDIR=... works)'
 	@echo 'make clean      remove the build directories'
@@ -57,12 +58,11 @@ tidy: $(BUILD)/build.ninja
 	ninja -C $(BUILD) src/boot/dsdt.h
 	clang-tidy --quiet -p $(BUILD) $(shell git ls-files 'src/*.c')
 
-build-asan/build.ninja:
-	meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false
+asan:
+	./check --unit --sanitize address
 
-asan: build-asan/build.ninja
-	ninja -C build-asan
-	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 meson test -C build-asan --no-rebuild --print-errorlogs
+tsan:
+	./check --unit --sanitize thread
 
 build-fuzz/build.ninja:
 	CC=$(CLANG) meson setup build-fuzz -Dfuzz=true
