@@ -34,6 +34,7 @@ ROOT_INITRD = os.environ.get("ROOT_INITRD") or None  # what a guest with root= n
 # The builds of tests/skew: same sources, newer state versions; another protocol; and so on.
 SKEW = Path(os.environ.get("BATON_SKEW", "/baton/build/skew"))
 NEXT = SKEW / "next" / "baton"
+SANITIZED = "ASAN_OPTIONS" in os.environ  # ./check --sanitize: the program has sanitizers, and no sandbox
 NVME_ROOT = "root=/dev/nvme0n1 rw init=/lab/guest-init"
 PROMPT = "guest# "
 PATIENCE = 120.0  # seconds: what a slow, busy machine may take for anything at all

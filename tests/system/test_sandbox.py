@@ -20,12 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import Guest, cpr_channel, is_alive, run, wait_for
+from baton_lab import SANITIZED, Guest, cpr_channel, is_alive, run, wait_for
 from injection import inject
 
 MakeGuest = Callable[..., Guest]
 GETPID, OPENAT, EXECVE = 39, 257, 59
 USER, OTHER_USER = 1000, 1001
+
+needs_filters = pytest.mark.skipif(SANITIZED, reason="a build with sanitizers has no sandbox")
 
 
 def threads(pid: int) -> dict[str, int]:
@@ -64,6 +66,7 @@ def guest() -> Iterator[Guest]:
         yield guest.boot()
 
 
+@needs_filters
 def test_every_thread_is_filtered(guest: Guest) -> None:
     """From the first process to the next; and the incoming one before anybody has said anything to it."""
     check_filtered(guest.pid, "vcpu/0", "vcpu/1", "irq-proxy")
@@ -75,6 +78,7 @@ def test_every_thread_is_filtered(guest: Guest) -> None:
     incoming.exit_status()
 
 
+@needs_filters
 def test_thread_of_a_hand_over_is_filtered(guest: Guest) -> None:
     incoming = guest.start_incoming().wait_listening()
     os.kill(incoming.pid, signal.SIGSTOP)
@@ -89,6 +93,7 @@ def test_thread_of_a_hand_over_is_filtered(guest: Guest) -> None:
     guest.check_alive()
 
 
+@needs_filters
 def test_forbidden_call_is_refused(guest: Guest) -> None:
     """A thread that may not open files tries to: the kernel does not, and says SIGSYS instead. What baton makes of that is in
     test_sandbox.c; here the tracer takes the signal, so that the thread sleeps on, and the guest is as before."""
@@ -103,6 +108,7 @@ def test_forbidden_call_is_refused(guest: Guest) -> None:
     guest.check_alive()
 
 
+@needs_filters
 def test_execve_ends_the_process(make_guest: MakeGuest) -> None:
     guest = make_guest().boot()
     guest.qmp.execute("stop")
@@ -111,6 +117,7 @@ def test_execve_ends_the_process(make_guest: MakeGuest) -> None:
     assert guest.exit_status() == -signal.SIGSYS
 
 
+@needs_filters
 def test_off_and_on(make_guest: MakeGuest) -> None:
     """An option of the host's side: each process has its own."""
     guest = make_guest("-sandbox", "off").boot()
