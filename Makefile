@@ -19,7 +19,7 @@ help:
 	@echo 'make tidy       clang-tidy over src/'
 	@echo 'make asan       unit tests, golden streams and fuzz corpora under address and undefined-behaviour sanitizers'
 	@echo 'make tsan       the same under the thread sanitizer (system tests: ./check --sanitize address|thread)'
-	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)), starting with the corpora; needs clang'
+	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)) of processor time (tests/fuzz/run); needs clang'
 	@echo 'make install    meson install (DESTDIR=... works)'
 	@echo 'make clean      remove the build directories'
 
@@ -64,19 +64,8 @@ asan:
 tsan:
 	./check --unit --sanitize thread
 
-build-fuzz/build.ninja:
-	CC=$(CLANG) meson setup build-fuzz -Dfuzz=true
-
-# New inputs are kept in build-fuzz/corpus; what crashes a target, in build-fuzz as well.
-fuzz: build-fuzz/build.ninja
-	ninja -C build-fuzz
-	set -e; for target in build-fuzz/tests/fuzz/fuzz_*; do \
-		[ -x $$target ] && [ ! -d $$target ] || continue; \
-		name=$${target##*/fuzz_}; \
-		mkdir -p build-fuzz/corpus/$$name; \
-		$$target -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build-fuzz/$$name- \
-			build-fuzz/corpus/$$name tests/fuzz/corpus/$$name; \
-	done
+fuzz:
+	CLANG=$(CLANG) tests/fuzz/run $(FUZZ_SECONDS)
 
 install: build
 	meson install -C $(BUILD) --no-rebuild
