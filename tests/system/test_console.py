@@ -16,7 +16,7 @@ import pytest
 from baton_lab import PROMPT, Console, Guest, wait_for
 
 MakeGuest = Callable[..., Guest]
-BIG = 256 << 10  # each byte is an exit of the guest: a megabyte takes minutes under emulation
+BIG = 96 << 10  # each byte is an exit of the guest: a megabyte takes minutes under emulation
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def guest() -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def load(guest: Guest) -> FioLoad:
-    return FioLoad(guest, "/root/load", "1M")
+    return FioLoad(guest, "/root/load", "256k")
 
 
 def uptime(guest: Guest) -> float:

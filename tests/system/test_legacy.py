@@ -74,7 +74,7 @@ def test_dry_run(guest: Guest) -> None:
 def test_ownership_comes_back(guest: Guest, action: str, stage: str) -> None:
     """Wherever the mappings' addresses are when the update fails: DMA never stops, and the next update succeeds."""
     pid = guest.pid
-    load = FioLoad(guest, "/root/load", "1M")
+    load = FioLoad(guest, "/root/load", "256k")
     reason = through_proxy(guest, action, stage)
     assert ("run" if stage == "go" else stage) in reason, reason
     assert guest.pid == pid

@@ -35,7 +35,7 @@ class PeerLoop:
 
     @property
     def rounds(self) -> int:
-        return int(self.guest.console.status("cat /tmp/peers/progress 2>/dev/null")[1] or 0)
+        return int(self.guest.first_line("/tmp/peers/progress") or 0)
 
     def wait_for_more(self, more: int) -> None:
         wanted = self.rounds + more

@@ -99,7 +99,7 @@ def test_device_in_use_elsewhere(guest: Guest) -> None:
 
 def test_five_updates_under_load(guest: Guest) -> None:
     """fio writes to the drives in all address spaces, and verifies."""
-    load = FioLoad(guest, ALL, "5M")
+    load = FioLoad(guest, ALL, "1280k")
     files = 0
     for number in range(5):
         guest.update()
@@ -114,7 +114,7 @@ def test_five_updates_under_load(guest: Guest) -> None:
 
 @pytest.mark.parametrize(("action", "stage"), [("kill-before", "quiesce"), ("kill-after", "quiesce"), ("kill-after", "switch")])
 def test_everything_comes_back(guest: Guest, action: str, stage: str) -> None:
-    load = FioLoad(guest, ALL, "5M")
+    load = FioLoad(guest, ALL, "1280k")
     assert stage in through_proxy(guest, action, stage)
     check_spaces(guest)
     guest.drop_clients()

@@ -46,7 +46,7 @@ def test_life_of_a_users_guest(iommufd: str) -> None:
         os.chown(guest.directory, 1000, 1000)
         guest.boot()
         check_unprivileged(guest)
-        load = FioLoad(guest, "/load", "1M")
+        load = FioLoad(guest, "/load", "256k")
         for _ in range(5):
             guest.update()
             check_unprivileged(guest)
