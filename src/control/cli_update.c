@@ -5,7 +5,9 @@
  *
  * Who may be killed when it goes wrong: the new process, as long as the guest certainly is not in
  * it. That is so before "migrate" was accepted, and when the present process says that the
- * hand-over failed or was cancelled. In any other case nothing is killed and the user is told.
+ * hand-over failed or was cancelled. In any other case nothing is killed and the user is told; but a
+ * new process that nobody has connected to, which happens if the present one was killed just then,
+ * is told that nobody will.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -271,21 +273,24 @@ static int print_failure(struct session *session, bool accepted, const struct er
         !accepted || session->outcome == OUTCOME_FAILED || session->outcome == OUTCOME_CANCELLED;
     char status[32] = "";
     struct error ignored = {0};
+    bool ended;
 
     if (known)
         session_kill_child(session);
     fprintf(stderr, "baton update: guest '%s' was not handed over: %s\n", session->name,
             error->message);
     if (client_query_status(&session->client, status, sizeof(status),
-                            clock_ns() + CONFIRM_TIMEOUT_NS, &ignored) == 0)
+                            clock_ns() + CONFIRM_TIMEOUT_NS, &ignored) == 0) {
         fprintf(stderr, "baton update: the guest is where it was, in process %d (status '%s')\n",
                 (int)session->client.pid, status);
-    else
-        fprintf(stderr,
-                "baton update: process %d does not say what became of the guest (%s); see "
-                "baton list%s\n",
-                (int)session->client.pid, ignored.message,
-                known ? "" : "; the new process was left alone");
+        return EXIT_FAILURE;
+    }
+    ended = known || session_dismiss_child(session);
+    fprintf(stderr,
+            "baton update: process %d does not say what became of the guest (%s); see "
+            "baton list%s\n",
+            (int)session->client.pid, ignored.message,
+            ended ? "; the new process has ended" : "; the new process was left alone");
     return EXIT_FAILURE;
 }
 

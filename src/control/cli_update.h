@@ -54,6 +54,13 @@ void session_await_child(struct session *session);
 /** Ends the new process, if there still is one. The guest is certainly not in it. */
 void session_kill_child(struct session *session);
 
+/**
+ * Ends a new process that nobody has connected to yet: the one connection that it waits for comes,
+ * and says nothing. A process that is past that does not notice, wherever the guest is.
+ * @return whether the new process has ended
+ */
+bool session_dismiss_child(struct session *session);
+
 /** @return whether a process listens at a path, without connecting to it */
 bool session_is_listening(const char *path);
 

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "base/util.h"
+#include "channel/channel.h"
 #include "control/cli_update.h"
 
 #define END_TIMEOUT_NS (5 * SECOND_NS)
@@ -138,8 +139,7 @@ int session_wait_for_child(struct session *session, struct error *error)
     return 0;
 }
 
-/* The new process ends by itself after a rehearsal. One that does not is of no use. */
-void session_await_child(struct session *session)
+static bool ends_soon(struct session *session)
 {
     uint64_t deadline = clock_ns() + END_TIMEOUT_NS;
 
@@ -148,5 +148,22 @@ void session_await_child(struct session *session)
 
         nanosleep(&pause, NULL);
     }
-    session_kill_child(session);
+    return child_ended(session);
+}
+
+/* The new process ends by itself after a rehearsal. One that does not is of no use. */
+void session_await_child(struct session *session)
+{
+    if (!ends_soon(session))
+        session_kill_child(session);
+}
+
+bool session_dismiss_child(struct session *session)
+{
+    struct channel *channel;
+    struct error ignored = {0};
+
+    if (channel_connect(&channel, session->cpr_path, 0, &ignored) == 0)
+        channel_close(channel);
+    return ends_soon(session);
 }

@@ -104,6 +104,12 @@ void session_kill_child(struct session *session)
     (void)session;
 }
 
+bool session_dismiss_child(struct session *session)
+{
+    (void)session;
+    return false;
+}
+
 bool session_is_listening(const char *path)
 {
     (void)path;

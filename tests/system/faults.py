@@ -274,9 +274,9 @@ class FailingCall(Fault):
         return self.call.stage in COMMITTED[self.call.side] or self.call.name in HARMLESS
 
 
-# What an update does not depend on, so that it may succeed: letting go of things; advice; lines of the log, and wake-ups
-# through an eventfd, which fail only when it has been signalled already.
-HARMLESS = {"close", "munmap", "madvise", "write"}
+# What an update does not depend on, so that it may succeed: letting go of things; advice, a larger buffer; lines of the log, and
+# wake-ups through an eventfd, which fail only when it has been signalled already.
+HARMLESS = {"close", "munmap", "madvise", "write", "setsockopt"}
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Signal(Fault):
         guest = subject.guest
         before = guest.pid
         subject.injection.plan(Injection.HOLD, self.call)
-        words = [guest.binary, "update", guest.name, "--timeout", "120", "--trace", "update_*"]
+        words = [guest.binary, "update", guest.name, "--timeout", str(self.patience()), "--trace", "update_*"]
         with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
             wait_for(str(self.call), lambda: subject.injection.reached)
             incoming = subject.other_process(before, update.pid)
@@ -321,6 +321,10 @@ class Signal(Fault):
     def is_before_claim(self) -> bool:
         """The go has come, the guest has not been claimed yet: inject.c makes a call of the event's line."""
         return (self.side, self.stage, self.call.name) == ("incoming", "go", "write") and self.call.number == 1
+
+    def patience(self) -> int:
+        """How long "baton update" waits for all of it, in seconds. A new process that nobody connects to has no other limit."""
+        return 20 if self.stage == "hello" else 120
 
     def is_loss(self) -> bool:
         """Whoever runs the guest takes it along when it is killed."""
