@@ -204,7 +204,7 @@ machine_command() {
 		-machine q35,kernel-irqchip=split,sata=off,smbus=off -accel tcg,thread=multi -cpu "max,la57=off"
 		-smp "$cpus" -m "$memory" -device intel-iommu,intremap=on
 		-kernel "$kernel_file"
-		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check tsc_early_khz=1000000 tsc=reliable $append"
+		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check tsc_early_khz=1000000 tsc=reliable pty.legacy_count=0 $append"
 		-serial "file:$RUN/console.log"
 		-drive "if=none,id=root,file=$LAB_IMAGES/root.ext4,format=raw,snapshot=on,cache=unsafe"
 		-device virtio-blk-pci,drive=root,addr=1
