@@ -5,9 +5,9 @@
  *
  * Who may be killed when it goes wrong: the new process, as long as the guest certainly is not in
  * it. That is so before "migrate" was accepted, and when the present process says that the
- * hand-over failed or was cancelled. In any other case nothing is killed and the user is told; but a
- * new process that nobody has connected to, which happens if the present one was killed just then,
- * is told that nobody will.
+ * hand-over failed or was cancelled. In any other case nothing is killed and the user is told; but
+ * a new process that nobody has connected to, which happens if the present one was killed just
+ * then, is told that nobody will.
  */
 #include <errno.h>
 #include <getopt.h>

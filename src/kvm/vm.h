@@ -56,8 +56,8 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
                unsigned *slot, struct error *error);
 void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot);
 
-/** @return the value of KVM_CHECK_EXTENSION, 0 when the kernel does not have it; negative errno when
- * it cannot say */
+/** @return the value of KVM_CHECK_EXTENSION, 0 when the kernel does not have it; negative errno
+ * when it cannot say */
 int kvm_vm_check(const struct kvm_vm *vm, unsigned capability, struct error *error);
 
 /** Sets the level of an input of the in-kernel interrupt controllers. @param gsi 0 to 23 */

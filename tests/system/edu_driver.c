@@ -172,7 +172,8 @@ static void open_device(const char *address)
     edu.registers = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, edu.device, 0);
     if (edu.registers == MAP_FAILED)
         die("registers");
-    set(ACKNOWLEDGE, get(STATUS)); /* what a guest left that was killed: this device cannot be reset */
+    set(ACKNOWLEDGE,
+        get(STATUS)); /* what a guest left that was killed: this device cannot be reset */
 }
 
 static int set_irqs(uint32_t flags, unsigned count)
