@@ -64,7 +64,7 @@ void *loader_low(const struct loader *loader, uint64_t address, uint64_t size)
 int loader_place_initrd(struct loader *loader, uint64_t floor, uint64_t limit, struct error *error)
 {
     const struct boot_config *config = loader->config;
-    struct image image;
+    struct image image = {0};
 
     if (config->initrd_fd < 0)
         return 0;

@@ -93,8 +93,6 @@ static void set_topology(struct kvm_cpuid_entry2 *entry, unsigned cpus)
         entry->ecx = (entry->ecx & 0xffff0000u) | bits_for(cpus) << 12 | (cpus - 1);
         break;
     case LEAF_AMD_TOPOLOGY:
-        entry->eax = entry->ebx = entry->ecx = entry->edx = 0;
-        break;
     case LEAF_AMD_TOPOLOGY_V2:
         entry->eax = entry->ebx = entry->ecx = entry->edx = 0;
         break;

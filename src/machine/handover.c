@@ -5,6 +5,7 @@
  */
 #include "machine/handover.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -167,8 +168,10 @@ static void *give_scratch(struct state_target *targets, size_t count)
     size_t total = 0;
     uint8_t *block;
 
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
+        assert(targets[i].type != NULL);
         total += align_up(targets[i].type->size, 16);
+    }
     block = xcalloc(1, total);
     for (size_t i = 0, used = 0; i < count; i++) {
         targets[i].scratch = block + used;

@@ -135,6 +135,7 @@ static uint64_t ecam_read(void *opaque, uint64_t offset, unsigned size)
     uint64_t value = 0;
     unsigned piece;
 
+    assert(size <= sizeof(value));
     for (unsigned done = 0; done < size; done += piece) {
         uint64_t at = offset + done;
 
@@ -202,6 +203,7 @@ static uint64_t data_read(void *opaque, uint64_t port, unsigned size)
 
     if (!data_target(host, port, &devfn, &offset))
         return access_mask(size);
+    assert(size <= sizeof(value));
     for (unsigned done = 0; done < size; done += piece) {
         piece = piece_size(offset + done, size - done);
         value |= (uint64_t)function_read(host, devfn, offset + done, piece) << (8 * done);

@@ -154,8 +154,8 @@ static int handle_request(struct update_incoming *incoming, bool *finished, stru
 {
     struct error why = {0};
     uint64_t start;
-    bool go;
-    int fd, ret, result;
+    bool go = false;
+    int fd = -1, ret, result;
 
     ret = receive(incoming, &go, &fd, error);
     if (ret < 0)

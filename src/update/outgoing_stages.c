@@ -91,7 +91,7 @@ static int write_description(struct outgoing *outgoing, struct error *error)
     struct wire_request *request = &outgoing->wire.request;
     const struct config *config = machine_config(outgoing->machine);
     uint8_t *description = wire_description(&outgoing->memory);
-    size_t definition, facts;
+    size_t definition = 0, facts = 0;
     int ret = machine_write_definition(outgoing->machine, description, WIRE_DESCRIPTION_SIZE,
                                        &definition, error);
 
