@@ -34,6 +34,7 @@ ROOT_INITRD = os.environ.get("ROOT_INITRD") or None  # what a guest with root= n
 # The builds of tests/skew: same sources, newer state versions; another protocol; and so on.
 SKEW = Path(os.environ.get("BATON_SKEW", "/baton/build/skew"))
 NEXT = SKEW / "next" / "baton"
+MEMORY = 128  # MiB that a guest has, unless a test says otherwise: pinning a page costs the emulated host as much as a system call
 SANITIZED = "ASAN_OPTIONS" in os.environ  # ./check --sanitize: the program has sanitizers, and no sandbox
 # What a guest of the lab does without: 512 old pseudo-terminals and virtualisation, a third of its time to boot.
 APPEND = "console=ttyS0 quiet baton.quiet pty.legacy_count=0 initcall_blacklist=svm_init"
@@ -96,7 +97,7 @@ def nvme_guest(*options: str, **more: Any) -> Guest:
     append = f"{NVME_ROOT} {more.pop('append', '')}".strip()
     iommufd = more.pop("iommufd", "iommufd0")
     words = vfio_options("01:00.0", ident="nvme0", iommufd=iommufd) if more.pop("device", True) else []
-    return Guest(*words, *options, initrd=None, append=append, **({"memory": "256M"} | more))
+    return Guest(*words, *options, initrd=None, append=append, **more)
 
 
 def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare: bool = True, more: str = "") -> list[str]:
@@ -435,7 +436,7 @@ class Guest:
     count = 0
     living: list[Guest] = []  # not destroyed yet: conftest.py reports them when a test fails
 
-    def __init__(self, *options: str, memory: str = "128M", cpus: int = 1, kernel: str = KERNEL, initrd: str | None = INITRD,
+    def __init__(self, *options: str, memory: str = f"{MEMORY}M", cpus: int = 1, kernel: str = KERNEL, initrd: str | None = INITRD,
                  append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None,
                  wrapper: tuple[str, ...] = ()) -> None:
         Guest.count += 1

@@ -141,7 +141,7 @@ class Subject:
         words = [*vfio_options("02:00.0", ident="blk1", iommufd=self.iommufd, declare=False),
                  *vfio_options("03:00.0", ident="edu0", iommufd=self.iommufd, declare=False), "-trace", "update_*"]
         # Some of what is done here kills the guest, and the root file system is not what is tested.
-        self.guest = nvme_guest(*words, iommufd=self.iommufd, memory="128M", append="ro")
+        self.guest = nvme_guest(*words, iommufd=self.iommufd, append="ro")
         self.guest.runtime.mkdir(mode=0o700)
         run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64", "tmpfs", self.guest.runtime)
         self.injection = Injection(self.guest.directory / "faults")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import baton_lab
 from baton_lab import Guest, Qmp, bind, end_process, nvme_guest, status_field, through_proxy, vfio_options
 
-MEMORY = 256 << 20
+MEMORY = baton_lab.MEMORY << 20
 SLACK = 1 << 20  # less than any mapping of the guest
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+import baton_lab
 from baton_lab import (FioLoad, Guest, bind, nvme_guest, open_files, status_field, thread_count, through_proxy, vfio_files,
                        vfio_options, wait_for)
 
-MEMORY = 256 * 1024  # KiB
+MEMORY = baton_lab.MEMORY * 1024  # KiB
 FILES = {"containers": 1, "groups": 2, "iommufds": 0, "cdevs": 0, "kvm": 1}
 
 

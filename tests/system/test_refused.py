@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton_lab import (BATON, FioLoad, Guest, Incoming, QmpError, bind, cpr_channel, nvme_guest, open_files, run,
-                       status_field, thread_count, through_proxy, vfio_options, wait_for)
+from baton_lab import (BATON, MEMORY, FioLoad, Guest, Incoming, QmpError, bind, cpr_channel, nvme_guest, open_files,
+                       run, status_field, thread_count, through_proxy, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def guest(running: Guest, load: FioLoad) -> Iterator[Guest]:
     assert running.pid == pid
     running.check_alive()
     assert running.processes() == [pid]
-    assert status_field(pid, "VmPin") + status_field(pid, "VmLck") >= 256 * 1024, "the mappings are this process's again"
+    assert status_field(pid, "VmPin") + status_field(pid, "VmLck") >= MEMORY * 1024, "the mappings are this process's again"
     load.wait_rounds(1)
     wait_for("descriptors to be closed again", lambda: len(open_files(pid)) <= files)
     wait_for("threads to end", lambda: thread_count(pid) <= threads)
@@ -92,7 +92,7 @@ def test_device_too_few(guest: Guest) -> None:
 
 
 def test_memory_backend_that_differs(guest: Guest) -> None:
-    options = ["-object", "memory-backend-memfd,id=ram0,size=256M,hugetlb=on", "-machine", "memory-backend=ram0"]
+    options = ["-object", f"memory-backend-memfd,id=ram0,size={MEMORY}M,hugetlb=on", "-machine", "memory-backend=ram0"]
     reason = refused(guest, guest.start_incoming(*options).wait_listening())
     assert "memory" in reason
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import baton_lab
 from baton_lab import (BATON, VMLINUX, FioLoad, Guest, bind, nvme_guest, open_files, run, status_field, through_proxy, unbind,
                        vfio_files, vfio_options, wait_for)
 
-MEMORY = 128 * 1024  # KiB
+MEMORY = baton_lab.MEMORY * 1024  # KiB
 PAIR = ("02:00.0", "02:00.1")  # two functions of one device: one IOMMU group
 DRIVES = [*PAIR, "04:00.0", "05:00.0", "06:00.0"]
 ALL = "/dev/vda:/dev/vdb:/dev/vdc:/dev/vdd:/dev/vde"
@@ -74,7 +75,7 @@ def guest() -> Iterator[Guest]:
              *vfio_options("04:00.0", ident="blk2", iommufd="first"),
              *vfio_options("05:00.0", ident="blk3", iommufd="first", declare=False, more=",ioas=second"),
              *vfio_options("06:00.0", ident="blk4", iommufd="other")]
-    with nvme_guest(*words, device=False, memory="128M") as guest:
+    with nvme_guest(*words, device=False) as guest:
         yield guest.boot()
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import FioLoad, Guest, bind, end_process, nvme_guest, status_field
-from test_refused import through_proxy
+from baton_lab import MEMORY, FioLoad, Guest, bind, end_process, nvme_guest, status_field, through_proxy
 
-MEMORY_MIB = 256
 # An iommufd counts twice while mappings move.
-AS_USER = ("prlimit", f"--memlock={(2 * MEMORY_MIB + 1) << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",
+AS_USER = ("prlimit", f"--memlock={(2 * MEMORY + 1) << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",
            "--inh-caps=-all", "--bounding-set=-all")
 
 
@@ -42,7 +40,7 @@ def check_unprivileged(guest: Guest) -> None:
 
 def test_life_of_a_users_guest(iommufd: str) -> None:
     """Boot, five updates under load, two that are undone, a rehearsal, a reset, power-off from within."""
-    with nvme_guest(iommufd=iommufd, memory=f"{MEMORY_MIB}M", cpus=2, wrapper=AS_USER) as guest:
+    with nvme_guest(iommufd=iommufd, cpus=2, wrapper=AS_USER) as guest:
         os.chown(guest.directory, 1000, 1000)
         guest.boot()
         check_unprivileged(guest)
@@ -60,7 +58,7 @@ def test_life_of_a_users_guest(iommufd: str) -> None:
         assert load.stop() > 0
         guest.check_alive()
         guest.check_kernel_log()
-        assert status_field(guest.pid, "VmPin" if iommufd else "VmLck") == MEMORY_MIB << 10
+        assert status_field(guest.pid, "VmPin" if iommufd else "VmLck") == MEMORY << 10
         guest.qmp.execute("system_reset")
         guest.console.wait_prompt()
         guest.check_alive()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from baton_lab import (STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel, nvme_guest, open_files,
-                       status_field, thread_count, vfio_options, wait_for)
+from baton_lab import (MEMORY, STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel, nvme_guest,
+                       open_files, status_field, thread_count, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +255,10 @@ def test_ordinary_user(user: tuple[str, ...]) -> None:
         for _ in range(2):
             before = guest.pid
             assert os.stat(f"/proc/{before}").st_uid == 1000
-            assert status_field(before, "VmPin") >= 256 * 1024
+            assert status_field(before, "VmPin") >= MEMORY * 1024
             watcher = Qmp(guest.qmp_path)  # keeps the former process from ending
             guest.update()
-            assert status_field(guest.pid, "VmPin") >= 256 * 1024
+            assert status_field(guest.pid, "VmPin") >= MEMORY * 1024
             assert status_field(before, "VmPin") == 0
             watcher.close()
         guest.check_alive()

@@ -72,7 +72,8 @@ def test_huge_pages(make_guest: MakeGuest) -> None:
     (pool / "nr_hugepages").write_text("128")
     try:
         assert (pool / "nr_hugepages").read_text().strip() == "128"
-        guest = nvme_guest("-object", "memory-backend-memfd,id=ram0,size=256M,hugetlb=on", "-machine", "memory-backend=ram0")
+        guest = nvme_guest("-object", "memory-backend-memfd,id=ram0,size=256M,hugetlb=on", "-machine", "memory-backend=ram0",
+                           memory="256M")
         with guest:
             guest.boot()
             for _ in range(2):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import (BATON, VMLINUX, FioLoad, Guest, bind, nvme_guest, pci_driver, run, status_field, unbind, vfio_options,
-                       wait_for)
+from baton_lab import (BATON, MEMORY, VMLINUX, FioLoad, Guest, bind, nvme_guest, pci_driver, run, status_field, unbind,
+                       vfio_options, wait_for)
 
 MakeGuest = Callable[..., Guest]
 HOST = Path("/sys/bus/pci/devices")
@@ -68,7 +68,7 @@ def test_bar_sizes(guest: Guest) -> None:
 
 def test_memory_is_pinned(guest: Guest) -> None:
     """For DMA all guest memory stays in place, and this process answers for it."""
-    assert status_field(guest.pid, "VmPin") + status_field(guest.pid, "VmLck") >= 256 * 1024
+    assert status_field(guest.pid, "VmPin") + status_field(guest.pid, "VmLck") >= MEMORY * 1024
 
 
 def test_write_read_verify(guest: Guest) -> None:
