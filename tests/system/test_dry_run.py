@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import SKEW, STAGES, FioLoad, Guest, QmpError, as_user, bind, cpr_channel, nvme_guest, open_files, run, wait_for
+from baton_lab import (MEMORY, SKEW, STAGES, FioLoad, Guest, QmpError, as_user, bind, cpr_channel, nvme_guest, open_files, run,
+                       wait_for)
 
 REHEARSED = list(STAGES[:STAGES.index("rehearse") + 1])
 TRACE = Path("/results/trace.log")
@@ -26,7 +27,7 @@ def guest() -> Iterator[Guest]:
     bind("01:00.0")
     DIRECTORY.mkdir(mode=0o777, exist_ok=True)
     os.chown(DIRECTORY, 1000, 1000)
-    with nvme_guest("-pidfile", str(DIRECTORY / "pid"), wrapper=as_user(600)) as guest:
+    with nvme_guest("-pidfile", str(DIRECTORY / "pid"), wrapper=as_user(2 * MEMORY + 64)) as guest:
         os.chown(guest.directory, 1000, 1000)
         yield guest.boot()
 
@@ -41,7 +42,7 @@ def uptime(guest: Guest) -> float:
 
 
 def limit_locked_memory(guest: Guest, mib: int) -> None:
-    run("prlimit", "--pid", str(guest.pid), f"--memlock={mib << 20}:{600 << 20}")
+    run("prlimit", "--pid", str(guest.pid), f"--memlock={mib << 20}:{(2 * MEMORY + 64) << 20}")
 
 
 def test_rehearsal(guest: Guest, load: FioLoad) -> None:
@@ -109,7 +110,7 @@ def test_rehearsal_with_another_protocol(guest: Guest) -> None:
 
 def test_blocker_comes_and_goes(guest: Guest) -> None:
     """A limit that is too low: known while the guest runs, told with its remedy, and refused before anything is begun."""
-    limit_locked_memory(guest, 300)
+    limit_locked_memory(guest, MEMORY + 32)
     report = guest.qmp.execute("query-migrate")
     [reason] = report["blocked-reasons"]
     [blocker] = report["baton"]["blockers"]
@@ -124,7 +125,7 @@ def test_blocker_comes_and_goes(guest: Guest) -> None:
     with pytest.raises(QmpError) as caught:
         guest.qmp.execute("migrate", channels=[cpr_channel(guest.directory / "nobody")])
     assert caught.value.desc == reason
-    limit_locked_memory(guest, 600)
+    limit_locked_memory(guest, 2 * MEMORY + 64)
     assert "blocked-reasons" not in guest.qmp.execute("query-migrate")
     guest.check_alive()
 

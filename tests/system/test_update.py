@@ -239,7 +239,7 @@ def test_guest_powers_off_after_updates(guest: Guest) -> None:
 
 @pytest.fixture
 def user() -> tuple[str, ...]:
-    return as_user(600)
+    return as_user(2 * MEMORY + 64)
 
 
 def test_ordinary_user(user: tuple[str, ...]) -> None:
@@ -248,7 +248,7 @@ def test_ordinary_user(user: tuple[str, ...]) -> None:
     with nvme_guest(wrapper=user) as guest:
         os.chown(guest.directory, 1000, 1000)
         guest.boot()
-        guest.wrapper = ("prlimit", f"--memlock={300 << 20}", *user[2:])
+        guest.wrapper = ("prlimit", f"--memlock={(MEMORY + 32) << 20}", *user[2:])
         refused = guest.update(check=False)
         assert refused.status == 1 and "limit on locked memory" in refused.errors and "rehearse" in refused.errors
         guest.wrapper = user
@@ -267,7 +267,7 @@ def test_ordinary_user(user: tuple[str, ...]) -> None:
 
 def test_too_little_locked_memory(user: tuple[str, ...]) -> None:
     """Says what is missing."""
-    with nvme_guest(wrapper=("prlimit", f"--memlock={64 << 20}", *user[2:])) as guest:
+    with nvme_guest(wrapper=("prlimit", f"--memlock={(MEMORY // 2) << 20}", *user[2:])) as guest:
         os.chown(guest.directory, 1000, 1000)
         guest.start()
         assert guest.exit_status() == 1
