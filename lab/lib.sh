@@ -205,7 +205,7 @@ machine_command() {
 		-smp "$cpus" -m "$memory" -device intel-iommu,intremap=on
 		-kernel "$kernel_file"
 		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check tsc_early_khz=1000000 tsc=reliable pty.legacy_count=0 $append"
-		-serial "file:$RUN/console.log"
+		-serial "file:$RUN/console.log" -monitor "unix:$RUN/monitor,server=on,wait=off"
 		-drive "if=none,id=root,file=$LAB_IMAGES/root.ext4,format=raw,snapshot=on,cache=unsafe"
 		-device virtio-blk-pci,drive=root,addr=1
 		-device virtio-serial-pci,id=ports,addr=2
