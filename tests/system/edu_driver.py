@@ -50,6 +50,8 @@ def open_device(address: str) -> int:
     """The device, by way of VFIO without an IOMMU, which a guest has none of."""
     Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode").write_text("1")
     path = Path(f"/sys/bus/pci/devices/{address}")
+    if (path / "driver").exists():
+        (path / "driver/unbind").write_text(address)
     (path / "driver_override").write_text("vfio-pci")
     Path("/sys/bus/pci/drivers_probe").write_text(address)
     number = (path / "iommu_group").readlink().name

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user-space driver for an e1000e, over VFIO without an IOMMU: MSI-X vectors masked, pending, and enabled late. test_msix.py
-puts it into a guest and runs it there, as root:
+puts it into a guest, beside edu_driver.py, and runs it there, as root:
 
     python3 msix_driver.py 0000:00:02.0 DIRECTORY
 
@@ -21,9 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-VFIO = ord(";") << 8 | 100  # _IO(';', 100 + n)
-SET_IOMMU, SET_CONTAINER, GET_DEVICE_FD, SET_IRQS = VFIO + 2, VFIO + 4, VFIO + 6, VFIO + 10
-NOIOMMU = 8
+from edu_driver import SET_IRQS, open_device
+
 IRQ_MSIX = 2
 TRIGGER, DATA_NONE, DATA_EVENTFD = 1 << 5, 1 << 0, 1 << 2
 ICR, ICS, IMS, IVAR = 0xc0, 0xc8, 0xd0, 0xe4
@@ -35,7 +34,7 @@ MASKALL = 1 << 14
 class Nic:
     def __init__(self, address: str) -> None:
         self.path = Path(f"/sys/bus/pci/devices/{address}")
-        self.device = open_device(address, self.path)
+        self.device = open_device(address)
         self.config = os.open(self.path / "config", os.O_RDWR)
         self.set_config(4, "<H", 0x0006)
         self.registers = self.map_bar(0)
@@ -104,20 +103,6 @@ class Nic:
             except BlockingIOError:
                 came.append(0)
         return came
-
-
-def open_device(address: str, path: Path) -> int:
-    Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode").write_text("1")
-    if (path / "driver").exists():
-        (path / "driver/unbind").write_text(address)
-    (path / "driver_override").write_text("vfio-pci")
-    Path("/sys/bus/pci/drivers_probe").write_text(address)
-    number = (path / "iommu_group").readlink().name
-    group = os.open(f"/dev/vfio/noiommu-{number}", os.O_RDWR)
-    container = os.open("/dev/vfio/vfio", os.O_RDWR)
-    fcntl.ioctl(group, SET_CONTAINER, struct.pack("<i", container))
-    fcntl.ioctl(container, SET_IOMMU, NOIOMMU)
-    return fcntl.ioctl(group, GET_DEVICE_FD, bytearray(address.encode() + b"\0"), True)  # the descriptor, not the buffer
 
 
 def expect(what: str, value: object, wanted: object) -> None:

@@ -24,9 +24,10 @@ def guest(iommufd: str) -> Iterator[Guest]:
 def test_vectors_across_updates(guest: Guest) -> None:
     """An update at each step of msix_driver.py, which sees what has come of every vector before and after."""
     trace = Trace()
-    guest.put("/tmp/msix.py", (Path(__file__).parent / "msix_driver.py").read_text())
+    for name in ("edu_driver.py", "msix_driver.py"):
+        guest.put(f"/tmp/{name}", (Path(__file__).parent / name).read_text())
     guest.command("rm -rf /tmp/msix; mkdir /tmp/msix")
-    guest.command(f"(setsid python3 /tmp/msix.py {NIC} /tmp/msix </dev/null >/tmp/msix/log 2>&1 &)")
+    guest.command(f"(setsid python3 /tmp/msix_driver.py {NIC} /tmp/msix </dev/null >/tmp/msix/log 2>&1 &)")
 
     def state(name: str) -> str:
         assert guest.command("cat /tmp/msix/log") == ""
@@ -46,7 +47,7 @@ def test_vectors_across_updates(guest: Guest) -> None:
 
 def test_driver_takes_over_again(guest: Guest) -> None:
     """The guest's own driver, which has MSI-X enabled anew in a process that has never armed a vector of this device."""
-    guest.command("pkill -f msix.py; true")
+    guest.command("pkill -f msix_driver.py; true")
     guest.command(f"echo > /sys/bus/pci/devices/{NIC}/driver_override; echo {NIC} > /sys/bus/pci/drivers/vfio-pci/unbind;"
                   f" echo {NIC} > /sys/bus/pci/drivers_probe")
     name = guest.command(f"ls /sys/bus/pci/devices/{NIC}/net")
