@@ -156,6 +156,8 @@ static int print_version(int argc, char **argv)
         before = ", ";
     }
     puts(before[0] == ':' ? ": none" : "");
+    printf("sandbox: %s\n",
+           sandbox_is_built_in() ? "system call filters" : "none, because of sanitizers");
     return EXIT_SUCCESS;
 }
 

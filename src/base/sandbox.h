@@ -29,7 +29,7 @@ bool sandbox_is_built_in(void);
 /**
  * Compiles the filters, installs that of the main thread, and gives up new privileges for good.
  * Called by the main thread before there is another one, once at most. Where it is not built in it
- * says so and does nothing.
+ * does nothing: "baton version" says which builds are such.
  * @return 0; -errno when the kernel has no filters or libseccomp refuses a list
  */
 int sandbox_start(struct error *error);

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import SANITIZED, Guest, cpr_channel, is_alive, run, wait_for
+from baton_lab import BATON, SANITIZED, Guest, cpr_channel, is_alive, run, wait_for
 from injection import inject
 
 MakeGuest = Callable[..., Guest]
@@ -64,6 +64,11 @@ def check_filtered(pid: int, *names: str) -> None:
 def guest() -> Iterator[Guest]:
     with Guest(cpus=2) as guest:
         yield guest.boot()
+
+
+def test_version_says_whether_there_are_filters() -> None:
+    line = "sandbox: none, because of sanitizers" if SANITIZED else "sandbox: system call filters"
+    assert run(BATON, "version").stdout.splitlines()[2] == line
 
 
 @needs_filters
