@@ -56,7 +56,8 @@ void session_kill_child(struct session *session);
 
 /**
  * Ends a new process that nobody has connected to yet: the one connection that it waits for comes,
- * and says nothing. A process that is past that does not notice, wherever the guest is.
+ * and says nothing that it understands. A process that is past that does not notice, wherever the
+ * guest is.
  * @return whether the new process has ended
  */
 bool session_dismiss_child(struct session *session);

@@ -160,10 +160,14 @@ void session_await_child(struct session *session)
 
 bool session_dismiss_child(struct session *session)
 {
+    struct channel_message nonsense = {.type = UINT32_MAX};
     struct channel *channel;
     struct error ignored = {0};
 
-    if (channel_connect(&channel, session->cpr_path, 0, &ignored) == 0)
+    /* A connection that is closed without a word would not count as the one. */
+    if (channel_connect(&channel, session->cpr_path, 0, &ignored) == 0) {
+        channel_send(channel, &nonsense, 0, &ignored);
         channel_close(channel);
+    }
     return ends_soon(session);
 }

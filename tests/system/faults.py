@@ -461,8 +461,9 @@ def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
 
 def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
     """What ./check has the time for: of each side's part of a stage an error and a kill, each thing that can happen to a
-    message once, at stages in turn, and all shortages. In a container only what is different there: the stage in which
-    ownership moves, and the ends of those after it, with everything to be taken back."""
+    message once, at stages in turn, all shortages, and one loss of the guest, after which the new process must not wait for
+    ever. In a container only what is different there: the stage in which ownership moves, and the ends of those after it,
+    with everything to be taken back."""
     if back_end == "container":
         faults = [fault for fault in faults if fault.stage in ("quiesce", "switch", "go")]
     turns = {"describe": 0, "quiesce": 1, "switch": 2}
@@ -472,6 +473,8 @@ def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
             alike.setdefault(f"error {fault.side} {fault.stage}", []).append(fault)
         elif isinstance(fault, Signal) and not fault.is_loss() and (fault.signal == signal.SIGKILL or fault.stage == "switch"):
             alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
+        elif isinstance(fault, Signal) and fault.is_loss() and fault.stage == "hello":
+            alike.setdefault("loss", [fault])
         elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS + STATE_ACTIONS):
             alike.setdefault(fault.action, []).append(fault)
         elif isinstance(fault, Message) and fault.action != "hang" and turns.get(fault.stage) == ACTIONS.index(fault.action) % 3:
