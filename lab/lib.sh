@@ -43,7 +43,7 @@ kernel_suite() { # NAME (one of Debian's)
 lab_entries() {
 	local root_key image_key
 	root_key=$(key_of "$LAB_SUITE ${LAB_PACKAGES[*]}" "$LAB_DIR/build-root")
-	image_key=$(key_of "$root_key" "$LAB_DIR"/{build-images,guest-init,l1-bootstrap,heartbeat.c,observer.c})
+	image_key=$(key_of "$root_key" "$LAB_DIR"/{build-images,guest-init.c,l1-bootstrap,heartbeat.c,observer.c})
 	LAB_ROOT=$LAB_CACHE/root-$root_key
 	LAB_IMAGES=$LAB_CACHE/images-$image_key
 	LAB_EMULATOR=$LAB_CACHE/emulator-$(key_of "$LAB_SUITE" "$LAB_DIR/build-emulator")
