@@ -201,7 +201,7 @@ machine_command() {
 	lab_qemu_command
 	MACHINE=(
 		"${QEMU[@]}" -name baton-lab -nodefaults -no-user-config -display none -no-reboot
-		-machine q35,kernel-irqchip=split,sata=off,smbus=off -accel tcg,thread=multi -cpu "max,la57=off"
+		-machine q35,kernel-irqchip=split,sata=off,smbus=off -accel tcg,thread=multi -cpu "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off"
 		-smp "$cpus" -m "$memory" -device intel-iommu,intremap=on
 		-kernel "$kernel_file"
 		-append "root=/dev/vda rw rootfstype=ext4 init=/lab/l1-bootstrap console=ttyS0 intel_iommu=on panic=-1 nokaslr no_timer_check tsc_early_khz=1000000 tsc=reliable pty.legacy_count=0 $append"

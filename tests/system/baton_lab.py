@@ -28,7 +28,7 @@ from typing import Any
 
 BATON = os.environ.get("BATON", "/baton/build/baton")
 KERNEL = os.environ.get("KERNEL", "/lab-kernel/bzImage")
-VMLINUX = os.environ.get("VMLINUX", "/lab-kernel/vmlinux")
+VMLINUX = os.environ.get("VMLINUX", "/lab-kernel/vmlinux")  # the same kernel: guests have it, since unpacking takes a second
 INITRD = os.environ.get("INITRD", "/lab-cache/guest-initrd.cpio")
 ROOT_INITRD = os.environ.get("ROOT_INITRD") or None  # what a guest with root= needs: nothing, unless its drivers are modules
 # The builds of tests/skew: same sources, newer state versions; another protocol; and so on.
@@ -436,7 +436,7 @@ class Guest:
     count = 0
     living: list[Guest] = []  # not destroyed yet: conftest.py reports them when a test fails
 
-    def __init__(self, *options: str, memory: str = f"{MEMORY}M", cpus: int = 1, kernel: str = KERNEL, initrd: str | None = INITRD,
+    def __init__(self, *options: str, memory: str = f"{MEMORY}M", cpus: int = 1, kernel: str = VMLINUX, initrd: str | None = INITRD,
                  append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None,
                  wrapper: tuple[str, ...] = ()) -> None:
         Guest.count += 1

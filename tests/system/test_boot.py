@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import BATON, VMLINUX, Guest, run, status_field
+from baton_lab import BATON, KERNEL, VMLINUX, Guest, run, status_field
 
 MakeGuest = Callable[..., Guest]
 
@@ -18,7 +18,7 @@ MakeGuest = Callable[..., Guest]
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """A bzImage with an initrd: what most tests of this file look at."""
-    with Guest(memory="192M", append="test.word=one test.quoted='two three'") as guest:
+    with Guest(memory="192M", kernel=KERNEL, append="test.word=one test.quoted='two three'") as guest:
         yield guest.boot()
 
 
@@ -129,7 +129,7 @@ def test_pvh_elf(make_guest: MakeGuest) -> None:
 
 
 def test_memory_above_four_gigabytes(make_guest: MakeGuest) -> None:
-    guest = make_guest(memory="5G").boot()
+    guest = make_guest(memory="5G", kernel=KERNEL).boot()
     total = int(guest.command("awk '/MemTotal/ {print $2}' /proc/meminfo"))
     assert total > 4.7 * (1 << 20)
     ranges = guest.command("grep 'System RAM' /proc/iomem").splitlines()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import Guest, is_alive, thread_count, wait_for
+from baton_lab import KERNEL, Guest, is_alive, thread_count, wait_for
 
 MakeGuest = Callable[..., Guest]
 
@@ -33,7 +33,7 @@ def test_processors(make_guest: MakeGuest, cpus: int) -> None:
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest for everything below, two processors."""
-    with Guest(cpus=2) as guest:
+    with Guest(cpus=2, kernel=KERNEL) as guest:
         yield guest.boot()
 
 

@@ -37,7 +37,7 @@ def test_missing_iommufd_is_named() -> None:
 
 def test_guest_is_updated(make_guest: MakeGuest) -> None:
     """The stock kernel from its bzImage, across three updates."""
-    guest = make_guest().boot()
+    guest = make_guest(kernel=KERNEL).boot()
     assert guest.command("uname -r") == RELEASE
     guest.command("echo kept > /tmp/kept")
     for _ in range(3):
