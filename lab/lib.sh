@@ -140,7 +140,7 @@ prepare_machine() {
 	"$LAB_DIR/prepare" --kernel "$name"
 	lab_entries
 	LAB_KERNEL=$(kernel_entry "$name")
-	kernel_file=$LAB_KERNEL/bzImage
+	kernel_file=$LAB_KERNEL/vmlinux
 	is_kernel "$kernel" || kernel_file=$kernel
 }
 
