@@ -101,8 +101,10 @@ class Injection:
         struct.pack_into("<I", self.page, 0, action)
 
     def clear(self) -> None:
-        """Whoever is held goes on."""
+        """Whoever is held goes on. What was logged must not be taken for what is being logged: both processes do that at once."""
         struct.pack_into("<I", self.page, 0, self.NONE)
+        used = min(self._number(self.LOGGED), self.LOG_SIZE) * Call.LAYOUT.size
+        self.page[self.LOG:self.LOG + used] = bytes(used)
         struct.pack_into("<II", self.page, self.REACHED, 0, 0)
 
     @property
@@ -348,6 +350,12 @@ class Message(Fault):
         subject.check_home(before, "before" if reason else "after")
         subject.check_next_update()
         assert reason or self.is_late(), "nobody noticed"
+        if reason and self.is_death():
+            assert ("run" if self.stage == "go" else self.stage) in reason, reason
+
+    def is_death(self) -> bool:
+        """The reason says in which stage the other process was lost."""
+        return self.action in ("kill-before", "kill-after", "hang")
 
     def is_late(self) -> bool:
         """The guest has moved when it is noticed. (What comes after the switch's reply is read when the go is out.)"""
@@ -432,12 +440,12 @@ def first_middle_last(calls: list[Call]) -> list[Call]:
 
 
 def call_faults(calls: list[Call]) -> Iterator[FailingCall]:
-    """Each call of each side's part of a stage, but for the hundreds with which descriptors are sorted: they are one call, in
-    one loop, that changes nothing."""
+    """Each call of each side's part of a stage, but for the hundreds with which descriptors are sorted, as many as that takes
+    each time: of these the first, and one in the middle."""
     for side, stage in dict.fromkeys((call.side, call.stage) for call in calls):
         mine = [call for call in dict.fromkeys(calls) if (call.side, call.stage) == (side, stage)]
         comparisons = [call for call in mine if (call.name, call.request) == ("syscall", SYS_KCMP)]
-        left_out = set(comparisons) - set(first_middle_last(comparisons) if comparisons else ())
+        left_out = set(comparisons) - set(first_middle_last(comparisons)[:2] if comparisons else ())
         yield from (FailingCall(side, stage, call) for call in mine if call not in left_out)
 
 
@@ -460,8 +468,8 @@ def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
 
 
 def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
-    """What ./check has the time for: of each side's part of a stage an error and a kill, each thing that can happen to a
-    message once, at stages in turn, all shortages, and one loss of the guest, after which the new process must not wait for
+    """What ./check has the time for: of each side's part of a stage an error and a kill, the other's death around every
+    message, each other thing that can happen to one once, at stages in turn, all shortages, and one loss of the guest, after which the new process must not wait for
     ever. In a container only what is different there: the stage in which ownership moves, and the ends of those after it,
     with everything to be taken back."""
     if back_end == "container":
@@ -475,6 +483,8 @@ def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
             alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
         elif isinstance(fault, Signal) and fault.is_loss() and fault.stage == "hello":
             alike.setdefault("loss", [fault])
+        elif isinstance(fault, Message) and fault.action.startswith("kill"):
+            alike[str(fault)] = [fault]
         elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS + STATE_ACTIONS):
             alike.setdefault(fault.action, []).append(fault)
         elif isinstance(fault, Message) and fault.action != "hang" and turns.get(fault.stage) == ACTIONS.index(fault.action) % 3:
@@ -488,15 +498,14 @@ def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
 SUBJECTS: dict[str, Subject] = {}
 
 
-def phase(stage: str) -> str:
-    """Stages that share a load: those before ownership moves, those after it, those after the commit."""
+def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], list[Fault]], accounts: tuple[str, ...]) -> None:
+    """For pytest_generate_tests: the tests of both back ends.
+    @param accounts stages before which the load so far is asked for its last account, and a new one begins"""
     order = [row.name for row in Stage.table()]
-    return max((first for first in ("hello", "quiesce", "go") if order.index(first) <= order.index(stage)), key=order.index)
 
+    def phase(stage: str) -> str:
+        return max((first for first in accounts if order.index(first) <= order.index(stage)), key=order.index)
 
-def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], list[Fault]]) -> None:
-    """For pytest_generate_tests: the tests of both back ends. The last account of a phase's load is asked for when the next
-    phase begins."""
     rows = []
     for name, iommufd in (("iommufd", "iommufd0"), ("container", "")):
         subject = SUBJECTS[name] = Subject(iommufd)

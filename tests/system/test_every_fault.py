@@ -12,7 +12,7 @@ subject = pytest.fixture(scope="module")(faults.account)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    faults.generate(metafunc, lambda every, _: every)
+    faults.generate(metafunc, lambda every, _: every, ("hello", "quiesce", "go"))
 
 
 def test_nothing_is_lost(subject: faults.Subject, fault: faults.Fault) -> None:

@@ -65,26 +65,28 @@ def test_dry_run(guest: Guest) -> None:
     guest.check_alive()
 
 
-@pytest.mark.parametrize(("action", "stage"), [
+LOST_AND_FOUND = [
     ("kill-before", "quiesce"),  # released, taken by nobody
     ("kill-after", "quiesce"),   # taken by a process that has died
     ("kill-after", "switch"),
     ("kill-before", "go"),
     ("hang", "switch"),          # taken by a process that has to be killed
-])
-def test_ownership_comes_back(guest: Guest, action: str, stage: str) -> None:
+]
+
+
+def test_ownership_comes_back(guest: Guest) -> None:
     """Wherever the mappings' addresses are when the update fails: DMA never stops, and the next update succeeds."""
-    pid = guest.pid
     load = FioLoad(guest, "/root/load", "256k")
-    reason = through_proxy(guest, action, stage)
-    assert ("run" if stage == "go" else stage) in reason, reason
-    assert guest.pid == pid
-    assert status_field(pid, "VmLck") == MEMORY, "the mappings are this process's again"
-    guest.drop_clients()
-    load.wait_rounds(1)
-    guest.update()
-    assert status_field(guest.pid, "VmLck") == MEMORY
-    load.wait_rounds(1)
+    for action, stage in LOST_AND_FOUND:
+        pid = guest.pid
+        reason = through_proxy(guest, action, stage)
+        assert ("run" if stage == "go" else stage) in reason, reason
+        assert guest.pid == pid
+        assert status_field(pid, "VmLck") == MEMORY, "the mappings are this process's again"
+        guest.drop_clients()
+        guest.update()
+        assert status_field(guest.pid, "VmLck") == MEMORY
+        load.wait_rounds(1)
     assert load.stop() >= 2
     guest.check_alive()
     guest.check_kernel_log()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # lab: --memory 2048 --device e1000e
-# lab: --kernel debian --memory 2048 --device e1000e
+# lab-all: --kernel debian --memory 2048 --device e1000e
 """The host wants a passed-through device back: who runs the guest is told, before and after updates, until it is given back."""
 
 from __future__ import annotations

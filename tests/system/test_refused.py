@@ -190,27 +190,6 @@ def test_cancel_while_waiting(guest: Guest) -> None:
     assert qmp.execute("query-migrate")["status"] == "cancelled"
 
 
-ASKED_STAGES = ["hello", "describe", "prepare", "rehearse", "quiesce", "switch"]
-
-
-@pytest.mark.parametrize("stage", [*ASKED_STAGES, "go"])
-def test_incoming_killed_before(guest: Guest, stage: str) -> None:
-    reason = through_proxy(guest, "kill-before", stage)
-    assert ("run" if stage == "go" else stage) in reason, reason
-    assert guest.qmp.execute("query-status") == {"status": "running", "running": True}
-
-
-@pytest.mark.parametrize("stage", ASKED_STAGES)
-def test_incoming_killed_after(guest: Guest, stage: str) -> None:
-    """It has done its part of the stage, such as taking the mappings, and dies before it can say so."""
-    assert stage in through_proxy(guest, "kill-after", stage)
-
-
-@pytest.mark.parametrize("stage", ["switch", "go"])
-def test_incoming_hangs_while_the_guest_is_stopped(guest: Guest, stage: str) -> None:
-    assert ("run" if stage == "go" else stage) in through_proxy(guest, "hang", stage)
-
-
 def test_descriptor_too_few(guest: Guest) -> None:
     assert "describe" in through_proxy(guest, "drop-descriptor", "describe")
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # lab: --kernel debian --memory 3072 --device nvme
-# lab: --kernel debian-backports --memory 3072 --device nvme
+# lab-all: --kernel debian-backports --memory 3072 --device nvme
 """Debian's own kernels, as they are, under baton and in its guests: no iommufd, and drivers that are modules."""
 
 from __future__ import annotations
