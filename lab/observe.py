@@ -13,13 +13,14 @@ from typing import Any
 
 ADDRESS = 0x8000000  # guest-physical
 APPEND = f"memmap=64K${ADDRESS:#x}"
+SLOT_NS = 10_000_000  # of what a report calls "slots": how far the guest came in each
 PATIENCE = 120
 
 
-def ram_descriptor(pid: int) -> str:
-    """The number of a process's memfd that holds the guest's memory."""
+def ram_descriptor(pid: int, name: str = "baton.ram") -> str:
+    """The number of a process's memfd that holds the guest's memory. @param name of the memfd, which is the monitor's"""
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(path).startswith("/memfd:baton.ram"):
+        if os.readlink(path).startswith(f"/memfd:{name}"):
             return path.name
     raise RuntimeError(f"process {pid} has no memfd with the guest's memory")
 
@@ -27,11 +28,11 @@ def ram_descriptor(pid: int) -> str:
 class Observer:
     """Watches from the start to report(), whatever process runs the guest meanwhile: its memory stays the same."""
 
-    def __init__(self, pid: int, seconds: int = 0) -> None:
-        words = ["/lab/observer", "--threshold-ns", "500000", "--rest-ns", "50000"]
+    def __init__(self, pid: int, seconds: int = 0, ram: str = "baton.ram") -> None:
+        words = ["/lab/observer", "--threshold-ns", "500000", "--rest-ns", "50000", "--slot-ns", str(SLOT_NS)]
         if seconds:
             words += ["--seconds", str(seconds)]
-        self.process = subprocess.Popen([*words, str(pid), ram_descriptor(pid), hex(ADDRESS)], text=True,
+        self.process = subprocess.Popen([*words, str(pid), ram_descriptor(pid, ram), hex(ADDRESS)], text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stderr
         if "observing" not in self.process.stderr.readline():

@@ -24,6 +24,7 @@
 
 #define PAGE 4096ull
 #define MAX_SILENCES 65536
+#define MAX_SLOTS 65536
 
 struct silence {
 	uint64_t start, end;  // CLOCK_MONOTONIC, ns: first and last poll that saw the same value
@@ -38,6 +39,9 @@ struct watch {
 	size_t n_list, n_over;
 	uint64_t polls, beats, longest_poll_gap;
 	uint64_t first, last;
+	uint64_t slot_ns;  // 0: beats are not counted by slots
+	uint32_t *slots;
+	size_t n_slots;
 };
 
 static volatile sig_atomic_t stop;
@@ -101,6 +105,18 @@ static void record(struct watch *w, const struct silence *s)
 	w->n_over++;
 }
 
+// Beats belong to the slot of time in which they were seen.
+static void count_in_slot(struct watch *w, uint64_t now, uint64_t beats)
+{
+	if (w->slot_ns == 0)
+		return;
+	size_t slot = (now - w->first) / w->slot_ns;
+	if (slot >= MAX_SLOTS)
+		return;
+	w->slots[slot] += (uint32_t)beats;
+	w->n_slots = slot + 1;
+}
+
 static void rest(uint64_t ns)
 {
 	if (ns == 0)
@@ -125,6 +141,7 @@ static void watch_counter(struct watch *w, const volatile uint64_t *counter, uin
 			s.after = now;
 			record(w, &s);
 			w->beats += seen - value;
+			count_in_slot(w, now, seen - value);
 			value = seen;
 			s = (struct silence){.start = now, .before = previous};
 		}
@@ -152,16 +169,20 @@ static void print_report(const struct watch *w)
 		printf("%s\n  ", i == 0 ? "" : ",");
 		print_silence(&w->list[i]);
 	}
-	printf("%s], \"beats\": %" PRIu64 ", \"polls\": %" PRIu64 ", \"watched_ns\": %" PRIu64
+	printf("%s], \"first\": %" PRIu64 ", \"slots\": [", w->n_list == 0 ? "" : "\n", w->first);
+	for (size_t i = 0; i < w->n_slots; i++)
+		printf("%s%" PRIu32, i == 0 ? "" : ", ", w->slots[i]);
+	printf("], \"beats\": %" PRIu64 ", \"polls\": %" PRIu64 ", \"watched_ns\": %" PRIu64
 	       ", \"longest_poll_gap_ns\": %" PRIu64 "}\n",
-	       w->n_list == 0 ? "" : "\n", w->beats, w->polls, w->last - w->first, w->longest_poll_gap);
+	       w->beats, w->polls, w->last - w->first, w->longest_poll_gap);
 }
 
 static const char usage_text[] =
-	"usage: observer [--seconds N] [--threshold-ns N] [--rest-ns N] PID FD OFFSET\n"
+	"usage: observer [--seconds N] [--threshold-ns N] [--rest-ns N] [--slot-ns N] PID FD OFFSET\n"
 	"Watches the 64-bit counter at OFFSET of the file that PID has open as FD, until SIGTERM or SIGINT or for N seconds,\n"
 	"then prints its longest silence, and every silence of at least the threshold (default 1000000 ns), as JSON.\n"
 	"--rest-ns is for how long to sleep between polls: 0, the default, keeps one processor busy.\n"
+	"--slot-ns adds how many beats were seen in each slot of so many ns, counted from \"first\".\n"
 	"Times are CLOCK_MONOTONIC nanoseconds. Prints 'observing' on standard error once it watches.\n";
 
 int main(int argc, char **argv)
@@ -170,6 +191,7 @@ int main(int argc, char **argv)
 		{"seconds", required_argument, NULL, 's'},
 		{"threshold-ns", required_argument, NULL, 't'},
 		{"rest-ns", required_argument, NULL, 'r'},
+		{"slot-ns", required_argument, NULL, 'l'},
 		{"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0},
 	};
@@ -177,7 +199,7 @@ int main(int argc, char **argv)
 	uint64_t seconds = 0;
 	int option;
 
-	while ((option = getopt_long(argc, argv, "s:t:r:h", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "s:t:r:l:h", options, NULL)) != -1) {
 		switch (option) {
 		case 's':
 			seconds = number(optarg, "--seconds");
@@ -187,6 +209,9 @@ int main(int argc, char **argv)
 			break;
 		case 'r':
 			w.rest = number(optarg, "--rest-ns");
+			break;
+		case 'l':
+			w.slot_ns = number(optarg, "--slot-ns");
 			break;
 		case 'h':
 			fputs(usage_text, stdout);
@@ -208,7 +233,8 @@ int main(int argc, char **argv)
 	const volatile uint64_t *counter = map_counter(argv[optind], argv[optind + 1], offset);
 
 	w.list = calloc(MAX_SILENCES, sizeof *w.list);
-	if (!w.list) {
+	w.slots = calloc(MAX_SLOTS, sizeof *w.slots);
+	if (!w.list || !w.slots) {
 		perror("observer");
 		return 1;
 	}
