@@ -203,7 +203,7 @@ class Subject:
         """A process stands still. The other one gives up in time, or has the guest already; then the first goes on."""
         if fault.side == "outgoing":
             done = ((lambda: self.guest.pid == incoming) if fault.is_committed() else (lambda: not is_alive(incoming)))
-            wait_for("the incoming process", done, 40)
+            wait_for("the incoming process", done, sum(stage.limit for stage in Stage.table()))
         elif fault.is_committed():
             time.sleep(1)  # the guest stands still as well
         else:
