@@ -121,14 +121,15 @@ int backend_parse(struct backend *backend, const char *spec, struct error *error
 /* ---- opening ---- */
 
 /* Whether a descriptor can make write() wait. Regular files and devices like /dev/null do not. */
-static bool can_block(int fd)
+static int can_block(int fd, bool *answer, struct error *error)
 {
     struct stat status;
     int flags = fcntl(fd, F_GETFL);
 
-    if (flags < 0 || (flags & O_NONBLOCK) || fstat(fd, &status) < 0)
-        return false;
-    return !S_ISREG(status.st_mode);
+    if (flags < 0 || fstat(fd, &status) < 0)
+        return error_set_errno(error, errno, "cannot examine descriptor %d", fd);
+    *answer = !(flags & O_NONBLOCK) && !S_ISREG(status.st_mode);
+    return 0;
 }
 
 /* A descriptor for one direction of standard input or output that does not wait, if possible. */
@@ -277,10 +278,11 @@ static int open_unix(struct backend *backend, struct error *error)
 }
 
 /* What follows from the descriptors, however they were come by. */
-static void look_at_output(struct backend *backend)
+static int look_at_output(struct backend *backend, struct error *error)
 {
     backend->is_socket = backend->kind == BACKEND_UNIX;
-    backend->may_block = backend->out >= 0 && can_block(backend->out);
+    backend->may_block = false;
+    return backend->out < 0 ? 0 : can_block(backend->out, &backend->may_block, error);
 }
 
 int backend_open(struct backend *backend, const char *name, struct termios *terminal, bool *changed,
@@ -304,8 +306,7 @@ int backend_open(struct backend *backend, const char *name, struct termios *term
         result = open_unix(backend, error);
         break;
     }
-    look_at_output(backend);
-    return result;
+    return result < 0 ? result : look_at_output(backend, error);
 }
 
 /* ---- handing over ---- */
@@ -357,8 +358,7 @@ int backend_adopt(struct backend *backend, const char *name, struct fdset *fds, 
             result = take_both(backend, name, "client", false, fds, error);
         break;
     }
-    look_at_output(backend);
-    return result;
+    return result < 0 ? result : look_at_output(backend, error);
 }
 
 static int give(struct fdset *fds, const char *name, const char *what, int fd, struct error *error)
@@ -400,7 +400,10 @@ int backend_accept(struct backend *backend, struct error *error)
         return error_set_errno(error, errno, "cannot accept a client of '%s'", backend->path);
     if (use_for_both(backend, client, error) < 0)
         return -error->code;
-    look_at_output(backend);
+    if (look_at_output(backend, error) < 0) {
+        backend_disconnect(backend);
+        return -error->code;
+    }
     return 0;
 }
 

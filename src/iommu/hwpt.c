@@ -142,18 +142,29 @@ bool hwpt_is_known(const struct iommu *iommu, uint32_t id)
 
 /* Asks for the written pages of no page at all, which fails with EINVAL, or EOPNOTSUPP before Linux
  * 6.7 had the call. ENOENT is for an id that is not a page table's. */
+static int check(const struct iommu *iommu, uint32_t id, struct error *error)
+{
+    struct uapi_hwpt_get_dirty query = {.size = sizeof(query),
+                                        .hwpt_id = id,
+                                        .flags = UAPI_HWPT_GET_DIRTY_NO_CLEAR,
+                                        .page_size = PAGE_SIZE};
+
+    if (ioctl(iommu->fd, UAPI_HWPT_GET_DIRTY, &query) == 0 || errno == EINVAL ||
+        errno == EOPNOTSUPP || errno == ENOTTY)
+        return 0;
+    if (errno == ENOENT)
+        return error_set(error, EINVAL,
+                         "there is no hardware page table %" PRIu32 ", as was handed over", id);
+    return error_set_errno(error, errno, "cannot ask for hardware page table %" PRIu32, id);
+}
+
 int hwpt_check_all(const struct iommu *iommu, struct error *error)
 {
     for (uint32_t i = 0; i < iommu->facts.hwpt_count; i++) {
-        struct uapi_hwpt_get_dirty query = {.size = sizeof(query),
-                                            .hwpt_id = iommu->facts.hwpts[i].id,
-                                            .flags = UAPI_HWPT_GET_DIRTY_NO_CLEAR,
-                                            .page_size = PAGE_SIZE};
+        int result = check(iommu, iommu->facts.hwpts[i].id, error);
 
-        if (ioctl(iommu->fd, UAPI_HWPT_GET_DIRTY, &query) != 0 && errno == ENOENT)
-            return error_set(error, EINVAL,
-                             "there is no hardware page table %" PRIu32 ", as was handed over",
-                             query.hwpt_id);
+        if (result < 0)
+            return result;
     }
     return 0;
 }

@@ -261,14 +261,18 @@ static int iommufd_adopt_device(struct iommu *iommu, struct iommu_device *device
 {
     struct stat status;
     dev_t expected = 0;
+    int result;
 
     if (fstat(device->fd, &status) != 0)
         return error_set_errno(error, errno, "cannot examine the descriptor handed over");
     if (!S_ISCHR(status.st_mode))
         return error_set(error, EINVAL, "the descriptor handed over is no VFIO device");
     /* without sysfs there is nothing to compare with, and the descriptor still says what it is */
-    if (device->sysfs != NULL && sysfs_cdev_number(device->sysfs, &expected) == 0 &&
-        status.st_rdev != expected)
+    result = device->sysfs != NULL ? sysfs_cdev_number(device->sysfs, &expected) : -ENOENT;
+    if (result < 0 && !sysfs_is_hidden(-result))
+        return error_set_errno(error, -result, "cannot look up the device number of %s",
+                               sysfs_name(device->sysfs));
+    if (result == 0 && status.st_rdev != expected)
         return error_set(error, EINVAL,
                          "the descriptor handed over belongs to another device than %s",
                          sysfs_name(device->sysfs));

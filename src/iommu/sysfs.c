@@ -90,6 +90,11 @@ int sysfs_cdev(const char *sysfs, char *name, size_t size, struct error *error)
     return name[0] != '\0' ? 0 : explain_missing(sysfs, error);
 }
 
+bool sysfs_is_hidden(int code)
+{
+    return code == ENOENT || code == EACCES;
+}
+
 int sysfs_cdev_number(const char *sysfs, dev_t *number)
 {
     unsigned major_number, minor_number;
@@ -103,7 +108,7 @@ int sysfs_cdev_number(const char *sysfs, dev_t *number)
     snprintf(path, sizeof(path), "%s/vfio-dev/%s/dev", sysfs, name);
     file = fopen(path, "re");
     if (file == NULL)
-        return -ENOENT;
+        return -errno;
     fields = fscanf(file, "%u:%u", &major_number, &minor_number);
     fclose(file);
     if (fields != 2)

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -18,8 +19,13 @@ const char *sysfs_name(const char *sysfs);
 /** Finds "vfioN", the name of the VFIO character device (Linux 6.6). @return 0; -ENODEV, -EBUSY */
 int sysfs_cdev(const char *sysfs, char *name, size_t size, struct error *error);
 
-/** Reads the device number of the character device. @return 0; -ENOENT when it is not to be had */
+/** Reads the device number of the character device. @return 0; -ENOENT or -EACCES when it is not to
+ * be had; another negative errno */
 int sysfs_cdev_number(const char *sysfs, dev_t *number);
+
+/** @return whether a file that could not be opened, errno @p code, is one that this host does not
+ * show */
+bool sysfs_is_hidden(int code);
 
 /** Finds the number of the device's IOMMU group. @return 0; -ENODEV, -EBUSY when it has none */
 int sysfs_group(const char *sysfs, uint32_t *number, struct error *error);

@@ -279,6 +279,8 @@ static int check_identity(const struct iommu_device *device, struct error *error
 
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", device->fd);
     file = fopen(path, "re");
+    if (file == NULL && !sysfs_is_hidden(errno))
+        return error_set_errno(error, errno, "cannot examine the descriptor handed over");
     while (file != NULL && said == NULL && fgets(line, sizeof(line), file) != NULL) {
         line[strcspn(line, "\n")] = '\0';
         if (strncmp(line, "vfio-device-syspath:", strlen("vfio-device-syspath:")) == 0)

@@ -40,6 +40,25 @@ static uint32_t device_read(const struct vfio_pci *device, unsigned offset, unsi
     return (uint32_t)vfio_region_read(&device->device, VFIO_PCI_CONFIG_REGION_INDEX, offset, size);
 }
 
+uint32_t vfio_config_examine(struct vfio_pci *device, unsigned offset, unsigned size)
+{
+    uint64_t value;
+    int result =
+        vfio_region_fetch(&device->device, VFIO_PCI_CONFIG_REGION_INDEX, offset, size, &value);
+
+    if (result < 0)
+        device->config.unreadable = -result;
+    return (uint32_t)value;
+}
+
+int vfio_config_check(struct vfio_pci *device, struct error *error)
+{
+    if (device->config.unreadable == 0)
+        return 0;
+    error_set_errno(error, device->config.unreadable, "cannot read its configuration space");
+    return vfio_device_error(&device->device, error);
+}
+
 static void device_write(const struct vfio_pci *device, unsigned offset, unsigned size,
                          uint32_t value)
 {
@@ -75,7 +94,7 @@ static void fix_header(struct vfio_config *config)
 /* The interrupt pin, where VFIO offers INTx. */
 static void fix_pin(struct vfio_pci *device)
 {
-    uint32_t pin = device_read(device, PCI_INTERRUPT_PIN, 1);
+    uint32_t pin = vfio_config_examine(device, PCI_INTERRUPT_PIN, 1);
 
     if (device->device.has_intx && pin >= 1 && pin <= 4)
         device->config.pin = pin;
@@ -87,7 +106,7 @@ static void fix_pin(struct vfio_pci *device)
 static bool show_express(struct vfio_pci *device, unsigned at)
 {
     struct vfio_config *config = &device->config;
-    uint32_t flags = device_read(device, at + PCI_EXP_FLAGS, 2);
+    uint32_t flags = vfio_config_examine(device, at + PCI_EXP_FLAGS, 2);
     unsigned type = (flags & PCI_EXP_FLAGS_TYPE) >> 4;
     unsigned version = MAX(flags & PCI_EXP_FLAGS_VERS, 1u); /* some virtual functions say 0 */
 
@@ -108,7 +127,8 @@ static bool show_msi(struct vfio_pci *device, unsigned at)
     if (device->device.msi_vectors == 0 || device->config.msi != 0)
         return false;
     pci_msi_init(&device->msi, &device->state.msi,
-                 (uint16_t)device_read(device, at + PCI_MSI_FLAGS, 2), &vfio_msi_ops, device);
+                 (uint16_t)vfio_config_examine(device, at + PCI_MSI_FLAGS, 2), &vfio_msi_ops,
+                 device);
     if (at + pci_msi_size(&device->msi) > 256)
         return false;
     fix_zero(&device->config, at, pci_msi_size(&device->msi));
@@ -125,8 +145,8 @@ static bool fits_bar(const struct vfio_pci *device, unsigned bar, uint64_t offse
 static bool show_msix(struct vfio_pci *device, unsigned at)
 {
     struct vfio_config *config = &device->config;
-    uint32_t table = device_read(device, at + PCI_MSIX_TABLE, 4);
-    uint32_t pba = device_read(device, at + PCI_MSIX_PBA, 4);
+    uint32_t table = vfio_config_examine(device, at + PCI_MSIX_TABLE, 4);
+    uint32_t pba = vfio_config_examine(device, at + PCI_MSIX_PBA, 4);
     unsigned count = device->device.msix_vectors;
 
     if (count == 0 || count > PCI_MSIX_VECTORS_MAX || config->msix != 0 ||
@@ -180,14 +200,14 @@ static bool show_standard(struct vfio_pci *device, unsigned id, unsigned at)
 static bool build_standard(struct vfio_pci *device)
 {
     struct vfio_config *config = &device->config;
-    unsigned at = device_read(device, PCI_CAPABILITY_LIST, 1) & ~3u;
+    unsigned at = vfio_config_examine(device, PCI_CAPABILITY_LIST, 1) & ~3u;
     unsigned link = PCI_CAPABILITY_LIST;
     bool express = false;
 
     fix_zero(config, link, 1);
     for (unsigned i = 0; i < STANDARD_CAPS_MAX && at >= PCI_STD_HEADER_SIZEOF && at < 256; i++) {
-        unsigned id = device_read(device, at, 1);
-        unsigned next = device_read(device, at + 1, 1) & ~3u;
+        unsigned id = vfio_config_examine(device, at, 1);
+        unsigned next = vfio_config_examine(device, at + 1, 1) & ~3u;
 
         if (show_standard(device, id, at)) {
             fix(config, link, 1, at);
@@ -228,7 +248,7 @@ static void build_extended(struct vfio_pci *device)
     unsigned at = PCI_CFG_SPACE_SIZE, link = 0;
 
     for (unsigned i = 0; i < EXTENDED_CAPS_MAX && at >= PCI_CFG_SPACE_SIZE; i++) {
-        uint32_t header = device_read(device, at, 4);
+        uint32_t header = vfio_config_examine(device, at, 4);
         unsigned next = PCI_EXT_CAP_NEXT(header);
 
         if (header == 0 || header == UINT32_MAX)
@@ -267,7 +287,7 @@ int vfio_config_init(struct vfio_pci *device, struct error *error)
     if (size < PCI_STD_HEADER_SIZEOF)
         return error_set(error, ENOTSUP, "device '%s' (%s): it has no configuration space",
                          device->device.id, device->device.host);
-    if ((device_read(device, PCI_HEADER_TYPE, 1) & 0x7f) != PCI_HEADER_TYPE_NORMAL)
+    if ((vfio_config_examine(device, PCI_HEADER_TYPE, 1) & 0x7f) != PCI_HEADER_TYPE_NORMAL)
         return error_set(error, ENOTSUP, "device '%s' (%s): it is a bridge, not an endpoint",
                          device->device.id, device->device.host);
     config->size = size >= PCI_CONFIG_SIZE ? PCI_CONFIG_SIZE : PCI_CFG_SPACE_SIZE;
@@ -279,7 +299,7 @@ int vfio_config_init(struct vfio_pci *device, struct error *error)
         build_extended(device);
     else
         config->size = PCI_CFG_SPACE_SIZE; /* a plain PCI function has no more */
-    return 0;
+    return vfio_config_check(device, error);
 }
 
 uint16_t vfio_config_decoding(const struct vfio_pci *device)

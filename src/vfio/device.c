@@ -103,28 +103,43 @@ static int query_interrupts(struct vfio_device *device, unsigned index, unsigned
 }
 
 /* Whether there is an interrupt of a kind that not every function or kernel has. */
-static bool has_interrupt(const struct vfio_device *device, unsigned index, uint32_t flags)
+static int query_optional(struct vfio_device *device, unsigned index, uint32_t wanted, bool *there,
+                          struct error *error)
 {
-    struct vfio_irq_info info = {.argsz = sizeof(info), .index = index};
+    unsigned count = 0;
+    uint32_t flags = 0;
+    int result = query_interrupts(device, index, &count, &flags, error);
 
-    return ioctl(device->fd, VFIO_DEVICE_GET_IRQ_INFO, &info) == 0 && info.count != 0 &&
-           (info.flags & flags) == flags;
+    *there = result == 0 && count != 0 && (flags & wanted) == wanted;
+    return result;
 }
 
-static void query_optional(struct vfio_device *device)
+static int query_all_interrupts(struct vfio_device *device, struct error *error)
 {
     const uint32_t level =
         VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
+    uint32_t flags;
+    int result =
+        query_interrupts(device, VFIO_PCI_MSI_IRQ_INDEX, &device->msi_vectors, &flags, error);
 
-    device->has_intx = has_interrupt(device, VFIO_PCI_INTX_IRQ_INDEX, level);
-    device->has_error = has_interrupt(device, VFIO_PCI_ERR_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD);
-    device->has_request = has_interrupt(device, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD);
+    if (result == 0)
+        result =
+            query_interrupts(device, VFIO_PCI_MSIX_IRQ_INDEX, &device->msix_vectors, &flags, error);
+    device->msix_dynamic = result == 0 && !(flags & VFIO_IRQ_INFO_NORESIZE);
+    if (result == 0)
+        result = query_optional(device, VFIO_PCI_INTX_IRQ_INDEX, level, &device->has_intx, error);
+    if (result == 0)
+        result = query_optional(device, VFIO_PCI_ERR_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD,
+                                &device->has_error, error);
+    if (result == 0)
+        result = query_optional(device, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_INFO_EVENTFD,
+                                &device->has_request, error);
+    return result;
 }
 
 static int query(struct vfio_device *device, struct error *error)
 {
     struct vfio_device_info info = {.argsz = sizeof(info)};
-    uint32_t flags;
     int result;
 
     if (ioctl(device->fd, VFIO_DEVICE_GET_INFO, &info) != 0)
@@ -139,14 +154,7 @@ static int query(struct vfio_device *device, struct error *error)
         if (result < 0)
             return result;
     }
-    result = query_interrupts(device, VFIO_PCI_MSI_IRQ_INDEX, &device->msi_vectors, &flags, error);
-    if (result < 0)
-        return result;
-    result =
-        query_interrupts(device, VFIO_PCI_MSIX_IRQ_INDEX, &device->msix_vectors, &flags, error);
-    device->msix_dynamic = !(flags & VFIO_IRQ_INFO_NORESIZE);
-    query_optional(device);
-    return result;
+    return query_all_interrupts(device, error);
 }
 
 int vfio_device_query(struct vfio_device *device, struct error *error)

@@ -81,6 +81,10 @@ void vfio_region_exclude(struct vfio_region *region, uint64_t offset, uint64_t s
 int vfio_region_mmap(struct vfio_device *device, unsigned index, struct error *error);
 void vfio_region_munmap(struct vfio_region *region);
 
+/** The same as vfio_region_read(), for who must know. @return 0, -errno of a read that failed */
+int vfio_region_fetch(const struct vfio_device *device, unsigned index, uint64_t offset,
+                      unsigned size, uint64_t *value);
+
 /** Access by system call, 1 to 8 bytes. Reads are all ones and writes vanish where there is
  * nothing, or while the function does not decode. */
 uint64_t vfio_region_read(const struct vfio_device *device, unsigned index, uint64_t offset,

@@ -57,6 +57,7 @@ struct vfio_intx {
 /** What the guest reads where configuration space is neither passed through nor state. */
 struct vfio_config {
     unsigned size;          /**< 256 or 4096 */
+    int unreadable;         /**< errno, when a read failed while it was examined */
     unsigned pm, msi, msix; /**< offsets of capabilities; 0: not there */
     unsigned pin;           /**< 1 to 4: INTA to INTD; 0: no INTx */
     unsigned msix_table_bar, msix_pba_bar;
@@ -101,6 +102,15 @@ struct vfio_pci {
  * changes nothing. The device is open and attached.
  */
 int vfio_pci_examine(struct vfio_pci *device, struct error *error);
+
+/**
+ * Reads the function's configuration space, for those who work out what of it the guest sees. All
+ * ones where there is nothing, and where it fails, which vfio_config_check() then tells.
+ */
+uint32_t vfio_config_examine(struct vfio_pci *device, unsigned offset, unsigned size);
+
+/** @return 0, or an error when any vfio_config_examine() has failed */
+int vfio_config_check(struct vfio_pci *device, struct error *error);
 
 /** Reads the function's configuration space and works out what of it the guest sees. */
 int vfio_config_init(struct vfio_pci *device, struct error *error);

@@ -193,8 +193,7 @@ static const struct pci_bars_ops bars_ops = {.map = map_bar, .unmap = unmap_bar}
 static void define_bar(struct vfio_pci *device, unsigned index)
 {
     const struct vfio_region *region = &device->device.regions[index];
-    uint32_t value = (uint32_t)vfio_region_read(&device->device, VFIO_PCI_CONFIG_REGION_INDEX,
-                                                PCI_BASE_ADDRESS_0 + 4 * index, 4);
+    uint32_t value = vfio_config_examine(device, PCI_BASE_ADDRESS_0 + 4 * index, 4);
     enum pci_bar_kind kind = PCI_BAR_MEM32;
     uint64_t size = 16;
 
@@ -261,7 +260,7 @@ static int init_bars(struct vfio_pci *device, struct error *error)
             return result;
     }
     define_rom(device);
-    return 0;
+    return vfio_config_check(device, error);
 }
 
 int vfio_pci_examine(struct vfio_pci *device, struct error *error)

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/trace.h"
 #include "base/util.h"
+#include "pci/registers.h"
 #include "vfio/device.h"
 
 void vfio_region_exclude(struct vfio_region *region, uint64_t offset, uint64_t size)
@@ -73,15 +74,28 @@ void vfio_region_munmap(struct vfio_region *region)
     }
 }
 
+int vfio_region_fetch(const struct vfio_device *device, unsigned index, uint64_t offset,
+                      unsigned size, uint64_t *value)
+{
+    const struct vfio_region *region = &device->regions[index];
+    ssize_t got;
+
+    *value = access_mask(size);
+    if (!range_fits(offset, size, region->size))
+        return 0;
+    got = pread(device->fd, value, size, (off_t)(region->file_offset + offset));
+    if (got == (ssize_t)size)
+        return 0;
+    *value = access_mask(size);
+    return got < 0 ? -errno : -EIO;
+}
+
 uint64_t vfio_region_read(const struct vfio_device *device, unsigned index, uint64_t offset,
                           unsigned size)
 {
-    const struct vfio_region *region = &device->regions[index];
-    uint64_t value = 0;
+    uint64_t value;
 
-    if (!range_fits(offset, size, region->size) ||
-        pread(device->fd, &value, size, (off_t)(region->file_offset + offset)) != (ssize_t)size)
-        return size >= 8 ? UINT64_MAX : (UINT64_C(1) << (8 * size)) - 1;
+    vfio_region_fetch(device, index, offset, size, &value);
     return value;
 }
 
