@@ -30,7 +30,8 @@ static struct {
     int made_for[64]; /* device, by id of a page table */
     bool tracks;
     int alloc_code, attach_code;
-    uint32_t gone; /* a page table that is not there */
+    uint32_t gone;  /* a page table that is not there */
+    int dirty_code; /* of the question for written pages, if not EINVAL */
 } fake;
 
 static void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -91,8 +92,9 @@ int ioctl(int fd, unsigned long request, ...)
         note(" destroy%u", ((struct uapi_iommu_destroy *)argument)->id);
         return 0;
     case UAPI_HWPT_GET_DIRTY:
-        return answer(((struct uapi_hwpt_get_dirty *)argument)->hwpt_id == fake.gone ? ENOENT
-                                                                                     : EINVAL);
+        if (((struct uapi_hwpt_get_dirty *)argument)->hwpt_id == fake.gone)
+            return answer(ENOENT);
+        return answer(fake.dirty_code ? fake.dirty_code : EINVAL);
     default:
         fail_msg("ioctl 0x%lx", request);
         return -1;
@@ -219,7 +221,12 @@ static void adopted_ones_are_there(void **state)
     assert_int_equal(hwpt_check_all(&iommu, &error), 0);
     assert_true(hwpt_is_known(&iommu, 21));
     assert_false(hwpt_is_known(&iommu, 22));
+    fake.dirty_code = EOPNOTSUPP;
+    assert_int_equal(hwpt_check_all(&iommu, &error), 0);
+    fake.dirty_code = ENOMEM;
+    assert_int_equal(hwpt_check_all(&iommu, &error), -ENOMEM);
     fake.gone = 21;
+    fake.dirty_code = 0;
     assert_int_equal(hwpt_check_all(&iommu, &error), -EINVAL);
     assert_non_null(strstr(error.message, "21"));
     expect("");

@@ -47,6 +47,7 @@ struct kvm_irq {
 struct record {
     char log[4096]; /* "arm 0+1 -1;" "unmask 0;" ... in order */
     int fail_set_irqs;
+    int fail_irq_info[VFIO_PCI_NUM_IRQS]; /* errno, by index */
     unsigned slots, maps, ioctls, rom_queries;
     int fail_map;
     bool noresize;
@@ -175,6 +176,10 @@ int ioctl(int fd, unsigned long request, ...)
         return fake_region(argument);
     case VFIO_DEVICE_GET_IRQ_INFO:
         irq = argument;
+        if (record.fail_irq_info[irq->index]) {
+            errno = record.fail_irq_info[irq->index];
+            return -1;
+        }
         if (record.intx && irq->index != VFIO_PCI_MSIX_IRQ_INDEX &&
             irq->index != VFIO_PCI_MSI_IRQ_INDEX) {
             irq->flags = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
@@ -551,6 +556,36 @@ static void test_legacy_endpoint_is_plain_pci(void **state)
     assert_int_equal(config_load(f, 0x61, 1), 0xc0);
     assert_int_equal(config_load(f, 0x100, 4), 0xffffffff);
     config_store(f, 0x140, 4, 1); /* goes nowhere */
+}
+
+/* The last capability lies where the device has nothing more to say. */
+static void test_unreadable_space_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct error error = {0};
+
+    assert_int_equal(ftruncate(f->fd, CONFIG_AT + 0x200), 0);
+    assert_int_equal(build(f, &error), -EIO);
+    assert_non_null(strstr(error.message, "'dev'"));
+    assert_non_null(strstr(error.message, "configuration space"));
+}
+
+/* EINVAL is how VFIO says that there is no such interrupt; anything else is no answer. */
+static void test_interrupts_that_cannot_be_asked_for(void **state)
+{
+    struct fixture *f = *state;
+
+    for (unsigned i = 0; i < VFIO_PCI_NUM_IRQS; i++) {
+        struct error error = {0};
+
+        record.fail_irq_info[i] = ENOMEM;
+        assert_int_equal(build(f, &error), -ENOMEM);
+        record.fail_irq_info[i] = 0;
+        vfio_pci_destroy(f->device, false);
+    }
+    record.fail_irq_info[VFIO_PCI_ERR_IRQ_INDEX] = EINVAL;
+    built(state);
+    assert_false(f->device->device.has_error);
 }
 
 static void test_bridge_is_refused(void **state)
@@ -1060,6 +1095,8 @@ int main(void)
         TEST(test_chain_loops),
         TEST(test_table_outside_bar),
         TEST(test_legacy_endpoint_is_plain_pci),
+        TEST(test_unreadable_space_is_refused),
+        TEST(test_interrupts_that_cannot_be_asked_for),
         TEST(test_bridge_is_refused),
         TEST(test_what_passes),
         TEST(test_bar_areas),
