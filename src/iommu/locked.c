@@ -27,8 +27,9 @@ int check_locked_limit(uint64_t needed, struct error *error)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
-        limit.rlim_cur >= needed)
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0)
+        return error_set_errno(error, errno, "cannot ask for the limit on locked memory");
+    if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= needed)
         return 0;
     error_set(error, ENOMEM,
               "the limit on locked memory is %" PRIu64
