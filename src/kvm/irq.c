@@ -208,7 +208,8 @@ static int attach_proxy(struct kvm_irq *irq, struct error *error)
 
     if (irq->proxied)
         return 0;
-    if (epoll_ctl(irqs->epoll, EPOLL_CTL_ADD, irq->eventfd, &event) < 0)
+    /* EEXIST: the last detach_proxy() could not let go of it. */
+    if (epoll_ctl(irqs->epoll, EPOLL_CTL_ADD, irq->eventfd, &event) < 0 && errno != EEXIST)
         return error_set_errno(error, errno, "cannot watch interrupt %u", irq->index);
     pthread_mutex_lock(&irqs->proxy_lock);
     irq->proxied = true;
