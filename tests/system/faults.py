@@ -351,11 +351,20 @@ class Message(Fault):
         guest = subject.guest
         before = guest.pid
         reason = through_proxy(guest, self.action, self.stage, None)
+        if self.is_loss():
+            guest.drop_clients()
+            wait_for("the end of all processes", lambda: guest.processes() == [])
+            subject.lose()
+            return
         subject.check_home(before, "before" if reason else "after")
         subject.check_next_update()
         assert reason or self.is_late(), "nobody noticed"
         if reason and self.is_death():
             assert ("run" if self.stage == "go" else self.stage) in reason, reason
+
+    def is_loss(self) -> bool:
+        """Whoever runs the guest takes it along when it is killed."""
+        return self.stage == "finish" and self.action in ("kill-before", "kill-after")
 
     def is_death(self) -> bool:
         """The reason says in which stage the other process was lost."""
@@ -487,7 +496,7 @@ def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
             alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
         elif isinstance(fault, Signal) and fault.is_loss() and fault.stage == "hello":
             alike.setdefault("loss", [fault])
-        elif isinstance(fault, Message) and fault.action.startswith("kill"):
+        elif isinstance(fault, Message) and fault.action.startswith("kill") and not fault.is_loss():
             alike[str(fault)] = [fault]
         elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS + STATE_ACTIONS):
             alike.setdefault(fault.action, []).append(fault)
