@@ -469,12 +469,12 @@ static int type1_map_peer(struct iommu *iommu, const struct iommu_peer *peer, st
         error, errno, "cannot map a device's memory at 0x%" PRIx64 " for the others", peer->iova);
 }
 
-/* The address is somebody's: the former process's, who mapped it or took it. */
+/* The address is the former process's, who mapped it or took it; or nobody's, if that failed. */
 static int type1_take_peer(struct iommu *iommu, const struct iommu_peer *peer, struct error *error)
 {
     int result = give_up(iommu, peer->iova, peer->size);
 
-    if (result == 0)
+    if (result == 0 || result == -EINVAL)
         result = set_address(iommu, peer->iova, peer->size, peer->host);
     return result < 0 ? ownership_error(peer->iova, -result, error) : 0;
 }
