@@ -279,9 +279,8 @@ static void print_move(bool first)
 {
     uint64_t out = first_of(times.out), saved = last_of(times.saved), in = last_of(times.in);
 
-    printf("%s\n    {\"blackout_ns\": %ju, \"kick_ns\": %ju, \"save_ns\": %ju, \"chips_save_ns\": "
-           "%ju, "
-           "\"irqfds_ns\": %ju, \"chips_load_ns\": %ju, \"load_ns\": %ju}",
+    printf("%s\n    {\"blackout_ns\": %ju, \"kick_ns\": %ju, \"save_ns\": %ju, "
+           "\"chips_save_ns\": %ju, \"irqfds_ns\": %ju, \"chips_load_ns\": %ju, \"load_ns\": %ju}",
            first ? "" : ",", (uintmax_t)(in - out), (uintmax_t)(last_of(times.out) - times.kicked),
            (uintmax_t)(saved - out), (uintmax_t)(times.chips_saved - saved),
            (uintmax_t)(times.irqfds_moved - times.chips_saved),

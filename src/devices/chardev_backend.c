@@ -127,7 +127,7 @@ static int can_block(int fd, bool *answer, struct error *error)
     int flags = fcntl(fd, F_GETFL);
 
     if (flags < 0 || fstat(fd, &status) < 0)
-        return error_set_errno(error, errno, "cannot examine descriptor %d", fd);
+        return error_set_errno(error, errno, "serial: cannot examine descriptor %d", fd);
     *answer = !(flags & O_NONBLOCK) && !S_ISREG(status.st_mode);
     return 0;
 }

@@ -583,9 +583,11 @@ static void test_interrupts_that_cannot_be_asked_for(void **state)
         record.fail_irq_info[i] = 0;
         vfio_pci_destroy(f->device, false);
     }
+    record.intx = true;
     record.fail_irq_info[VFIO_PCI_ERR_IRQ_INDEX] = EINVAL;
     built(state);
     assert_false(f->device->device.has_error);
+    assert_true(f->device->device.has_request && f->device->device.has_intx);
 }
 
 static void test_bridge_is_refused(void **state)
