@@ -101,6 +101,7 @@ void channel_cancel(struct channel *channel)
 {
     uint64_t one = 1;
 
+    atomic_store(&channel->cancelled, true);
     /* Nobody reads it, so it stays readable; should its counter ever be full, it is so already. */
     (void)!write(channel->cancel, &one, sizeof(one));
 }
@@ -259,11 +260,8 @@ int channel_send(struct channel *channel, struct channel_message *message, int t
 
     assert(message->type != 0 && message->length <= CHANNEL_PAYLOAD_MAX &&
            message->fd_count <= CHANNEL_FDS_MAX);
-    ret = wait_for(channel, 0, 0, error);
-    if (ret < 0)
-        return ret;
-    if (ret == WAIT_DEAD)
-        return peer_gone(channel, error);
+    if (atomic_load(&channel->cancelled))
+        return error_set(error, ECANCELED, "cancelled");
     message->sequence = channel->send_sequence;
     while ((ret = try_send(channel, message)) < 0) {
         ret = wait_to_retry(channel, -ret, deadline, refs_until, error);

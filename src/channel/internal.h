@@ -6,6 +6,7 @@
 #pragma once
 
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <sys/un.h>
 
@@ -13,7 +14,8 @@
 
 struct channel {
     int socket;
-    int cancel; /**< eventfd: readable for good once cancelled */
+    int cancel;            /**< eventfd: readable for good once cancelled */
+    atomic_bool cancelled; /**< the same, for who does not wait */
     int peer_pidfd;
     pid_t peer_pid;
     uint32_t send_sequence;

@@ -213,7 +213,8 @@ static void go_into_guest(struct kvm_vcpu *vcpu)
     run_guest(vcpu);
     pthread_mutex_lock(&vcpu->lock);
     vcpu->in_guest = false;
-    pthread_cond_broadcast(&vcpu->changed);
+    if (!vcpu->task) /* otherwise it has not come to rest */
+        pthread_cond_broadcast(&vcpu->changed);
 }
 
 static void *vcpu_main(void *opaque)
@@ -270,6 +271,8 @@ static int open_vcpu(struct kvm_vcpu *vcpu, const struct kvm_cpuid_table *cpuid,
         return error_set_errno(error, errno, "cannot map vCPU %u", vcpu->index);
     vcpu->run = run;
     ret = kvm_cpuid_apply(cpuid, vcpu->fd, vcpu->index, error);
+    if (ret == 0)
+        ret = kvm_vcpu_enable_caches(vcpu->fd, error);
     if (ret == 0)
         ret = kvm_vcpu_find_msrs(&vcpu->msrs, vcpu->vm, vcpu->fd, error);
     if (ret == 0)
@@ -336,25 +339,8 @@ void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count)
     }
 }
 
-static bool wait_paused(struct kvm_vcpu *vcpu, const struct timespec *deadline)
+void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
 {
-    bool paused;
-    int ret = 0;
-
-    pthread_mutex_lock(&vcpu->lock);
-    while (vcpu->in_guest && ret == 0)
-        ret = pthread_cond_clockwait(&vcpu->changed, &vcpu->lock, CLOCK_MONOTONIC, deadline);
-    paused = !vcpu->in_guest;
-    pthread_mutex_unlock(&vcpu->lock);
-    return paused;
-}
-
-int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadline_ns)
-{
-    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
-                                      .tv_nsec = (long)(deadline_ns % 1000000000u)};
-    bool paused = true;
-
     for (unsigned i = 0; i < count; i++) {
         pthread_mutex_lock(&vcpus[i].lock);
         vcpus[i].may_run = false;
@@ -362,27 +348,27 @@ int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadl
             kick(&vcpus[i]);
         pthread_mutex_unlock(&vcpus[i].lock);
     }
-    for (unsigned i = 0; i < count; i++)
-        paused &= wait_paused(&vcpus[i], &deadline);
-    return paused ? 0 : -ETIMEDOUT;
+    for (unsigned i = 0; i < count; i++) {
+        pthread_mutex_lock(&vcpus[i].lock);
+        while (vcpus[i].in_guest || vcpus[i].task)
+            pthread_cond_wait(&vcpus[i].changed, &vcpus[i].lock);
+        pthread_mutex_unlock(&vcpus[i].lock);
+    }
 }
 
-void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count)
-{
-    int ret = kvm_vcpus_pause_until(vcpus, count, UINT64_MAX);
-
-    assert(ret == 0);
-}
-
-static void post_task(struct kvm_vcpu *vcpu, kvm_vcpu_task *task, void *argument)
+/* @param stops the vCPU stays out of the guest afterwards */
+static void post_task(struct kvm_vcpu *vcpu, kvm_vcpu_task *task, void *argument, bool stops)
 {
     pthread_mutex_lock(&vcpu->lock);
     assert(vcpu->task == NULL);
     vcpu->task = task;
     vcpu->task_argument = argument;
+    if (stops)
+        vcpu->may_run = false;
     if (vcpu->in_guest)
         kick(vcpu);
-    pthread_cond_broadcast(&vcpu->changed);
+    else
+        pthread_cond_broadcast(&vcpu->changed);
     pthread_mutex_unlock(&vcpu->lock);
 }
 
@@ -400,14 +386,11 @@ static int wait_task(struct kvm_vcpu *vcpu, struct error *error)
     return result;
 }
 
-int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, void *argument,
-                   struct error *error)
+int kvm_vcpus_wait(struct kvm_vcpu *vcpus, unsigned count, struct error *error)
 {
     struct error own;
     int ret = 0;
 
-    for (unsigned i = 0; i < count; i++)
-        post_task(&vcpus[i], task, argument);
     for (unsigned i = 0; i < count; i++) {
         int result = wait_task(&vcpus[i], &own);
 
@@ -420,10 +403,12 @@ int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, 
     return ret;
 }
 
-int kvm_vcpu_save_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, void *argument,
+                   struct error *error)
 {
-    (void)argument;
-    return kvm_vcpu_get_state(vcpu->fd, &vcpu->msrs, vcpu->state, error);
+    for (unsigned i = 0; i < count; i++)
+        post_task(&vcpus[i], task, argument, false);
+    return kvm_vcpus_wait(vcpus, count, error);
 }
 
 static int write_state(struct kvm_vcpu *vcpu, const struct kvm_vcpu_state *state,
@@ -434,10 +419,105 @@ static int write_state(struct kvm_vcpu *vcpu, const struct kvm_vcpu_state *state
     return ret < 0 ? ret : kvm_vcpu_set_state(vcpu->fd, state, error);
 }
 
-int kvm_vcpu_load_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+static int load(struct kvm_vcpu *vcpu, void *argument, struct error *error)
 {
     (void)argument;
     return write_state(vcpu, vcpu->state, error);
+}
+
+int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, struct error *error)
+{
+    for (unsigned i = 1; i < count; i++)
+        post_task(&vcpus[i], load, NULL, false);
+    assert(!vcpus[0].in_guest && !vcpus[0].may_run && !vcpus[0].task);
+    vcpus[0].task_result = load(&vcpus[0], NULL, &vcpus[0].task_error);
+    return kvm_vcpus_wait(vcpus, count, error);
+}
+
+/* --- stopping for a hand-over -------------------------------------------------------------- */
+
+void kvm_rendezvous_init(struct kvm_rendezvous *rendezvous)
+{
+    pthread_mutex_init(&rendezvous->lock, NULL);
+    pthread_cond_init(&rendezvous->changed, NULL);
+}
+
+void kvm_rendezvous_destroy(struct kvm_rendezvous *rendezvous)
+{
+    pthread_cond_destroy(&rendezvous->changed);
+    pthread_mutex_destroy(&rendezvous->lock);
+}
+
+/* Until the last one is out of the guest, it can still change the others' state: it may send them
+ * an interrupt. */
+static bool meet(struct kvm_rendezvous *rendezvous)
+{
+    bool given_up;
+
+    pthread_mutex_lock(&rendezvous->lock);
+    if (--rendezvous->missing == 0)
+        pthread_cond_broadcast(&rendezvous->changed);
+    while (rendezvous->missing > 0 && !rendezvous->given_up)
+        pthread_cond_wait(&rendezvous->changed, &rendezvous->lock);
+    given_up = rendezvous->given_up;
+    pthread_mutex_unlock(&rendezvous->lock);
+    return !given_up;
+}
+
+static int meet_and_save(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+{
+    return meet(argument) ? kvm_vcpu_save_task(vcpu, NULL, error) : 0;
+}
+
+/* @return whether all have met in time; if not, nobody waits for the others any more */
+static bool wait_met(struct kvm_rendezvous *rendezvous, uint64_t deadline_ns)
+{
+    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                      .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    int ret = 0;
+
+    pthread_mutex_lock(&rendezvous->lock);
+    while (rendezvous->missing > 0 && ret == 0)
+        ret = pthread_cond_clockwait(&rendezvous->changed, &rendezvous->lock, CLOCK_MONOTONIC,
+                                     &deadline);
+    rendezvous->given_up = rendezvous->missing > 0;
+    pthread_cond_broadcast(&rendezvous->changed);
+    pthread_mutex_unlock(&rendezvous->lock);
+    return !rendezvous->given_up;
+}
+
+/* Takes the task back from a vCPU that has not begun it, since it has not left the guest. */
+static void call_off_task(struct kvm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->lock);
+    if (vcpu->in_guest)
+        vcpu->task = NULL;
+    pthread_mutex_unlock(&vcpu->lock);
+}
+
+int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count,
+                            struct kvm_rendezvous *rendezvous, uint64_t deadline_ns)
+{
+    struct error ignored;
+
+    rendezvous->missing = count;
+    rendezvous->given_up = false;
+    for (unsigned i = 0; i < count; i++)
+        post_task(&vcpus[i], meet_and_save, rendezvous, true);
+    if (wait_met(rendezvous, deadline_ns))
+        return 0;
+    for (unsigned i = 0; i < count; i++)
+        call_off_task(&vcpus[i]);
+    kvm_vcpus_wait(vcpus, count, &ignored);
+    return -ETIMEDOUT;
+}
+
+/* --- tasks --------------------------------------------------------------------------------- */
+
+int kvm_vcpu_save_task(struct kvm_vcpu *vcpu, void *argument, struct error *error)
+{
+    (void)argument;
+    return kvm_vcpu_get_state(vcpu->fd, &vcpu->msrs, vcpu->state, error);
 }
 
 /* The TSC goes on: a reset of a processor does not stop the host's. */

@@ -2,9 +2,9 @@
  *
  * A vCPU: its thread, its exit loop, and a way to have work done by that thread.
  *
- * Only the vCPU's own thread issues its ioctls once it is started. Others pause it, give it a task
- * (save, load), and let it run again. Callers that pause or call must not hold the machine's lock:
- * the vCPU may be waiting for it in the middle of an exit.
+ * Only the vCPU's own thread issues its ioctls once it is started, but for kvm_vcpus_load(). Others
+ * pause it, give it a task (save, reset), and let it run again. Callers that pause or call must not
+ * hold the machine's lock: the vCPU may be waiting for it in the middle of an exit.
  */
 #pragma once
 
@@ -78,11 +78,6 @@ void kvm_vcpus_run(struct kvm_vcpu *vcpus, unsigned count);
 /** Stops them, all at once; returns when none runs guest code and no exit is half done. */
 void kvm_vcpus_pause(struct kvm_vcpu *vcpus, unsigned count);
 
-/** The same with a time limit: a vCPU can be stuck in a host's device.
- * @param deadline_ns CLOCK_MONOTONIC
- * @return 0, or -ETIMEDOUT: they are still wanted paused, kvm_vcpus_run() changes that */
-int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadline_ns);
-
 /**
  * Has every vCPU's thread carry out a task, in parallel, and waits for all. A running vCPU is
  * interrupted for it and goes on afterwards.
@@ -91,5 +86,35 @@ int kvm_vcpus_pause_until(struct kvm_vcpu *vcpus, unsigned count, uint64_t deadl
 int kvm_vcpus_call(struct kvm_vcpu *vcpus, unsigned count, kvm_vcpu_task *task, void *argument,
                    struct error *error);
 
-/** Tasks: read the state into vcpu->state; write vcpu->state; write the state after power-on. */
-kvm_vcpu_task kvm_vcpu_save_task, kvm_vcpu_load_task, kvm_vcpu_reset_task;
+/** Waits until no vCPU has a task any more. @return 0, or the first failure (by index) */
+int kvm_vcpus_wait(struct kvm_vcpu *vcpus, unsigned count, struct error *error);
+
+/** Where the threads of vCPUs that stop for a hand-over wait for one another. */
+struct kvm_rendezvous {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    unsigned missing; /**< vCPUs that may be in the guest still */
+    bool given_up;    /**< one of them takes too long: the others need not wait */
+};
+
+void kvm_rendezvous_init(struct kvm_rendezvous *rendezvous);
+void kvm_rendezvous_destroy(struct kvm_rendezvous *rendezvous);
+
+/**
+ * Stops all vCPUs; each one's thread goes straight on to saving its state, as soon as no other runs
+ * guest code either. Returns when that is so: kvm_vcpus_wait() waits for the states.
+ * @param rendezvous  used until then
+ * @param deadline_ns CLOCK_MONOTONIC; a vCPU can be stuck in a host's device
+ * @return 0, or -ETIMEDOUT: nobody saves anything, all are still wanted paused
+ */
+int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count,
+                            struct kvm_rendezvous *rendezvous, uint64_t deadline_ns);
+
+/**
+ * Loads the state of every vCPU, in parallel. The first one's part is the caller's own, which takes
+ * less time than waking a thread up would. None of them runs, or is let run meanwhile.
+ */
+int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, struct error *error);
+
+/** Tasks: read the state into vcpu->state; write the state after power-on. */
+kvm_vcpu_task kvm_vcpu_save_task, kvm_vcpu_reset_task;

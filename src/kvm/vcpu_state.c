@@ -16,6 +16,19 @@
 #define MSR_TSC_DEADLINE       0x000006e0u
 #define MSR_KVM_WALL_CLOCK     0x00000011u
 #define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00u
+#define MSR_MTRR_DEF_TYPE      0x000002ffu
+
+/* Memory type range registers (Intel SDM volume 3, "MTRRs"), of which KVM's list says nothing:
+ * eight variable ranges of two registers each, the fixed ones, and the default. */
+static const uint32_t mtrrs[] = {
+    0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206,
+    0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d,
+    0x20e, 0x20f, 0x250, 0x258, 0x259, 0x268, 0x269,
+    0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, MSR_MTRR_DEF_TYPE,
+};
+
+#define MTRR_ENABLE     (1u << 11)
+#define MTRR_WRITE_BACK 6u
 
 static const struct state_field vcpu_fields[] = {
     STATE_UINT_RANGE(struct kvm_vcpu_state, mp_state, 1, 0, KVM_MP_STATE_AP_RESET_HOLD, 0),
@@ -98,28 +111,49 @@ static int readable_and_writable(int vcpu_fd, uint32_t index)
     return done == 1 ? ioctl(vcpu_fd, KVM_SET_MSRS, &one) : done;
 }
 
-int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
-                       struct error *error)
+static int add_msrs(struct kvm_vcpu_msrs *msrs, int vcpu_fd, const uint32_t *indices,
+                    uint32_t count, struct error *error)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        int usable = left_out(indices[i]) ? 0 : readable_and_writable(vcpu_fd, indices[i]);
+
+        if (usable < 0)
+            return error_set_errno(error, errno, "cannot ask KVM for MSR 0x%x", indices[i]);
+        if (usable && msrs->count == KVM_VCPU_MSRS_MAX)
+            return error_set(error, ENOTSUP, "this processor has more than %u MSRs",
+                             KVM_VCPU_MSRS_MAX);
+        if (usable)
+            msrs->indices[msrs->count++] = indices[i];
+    }
+    return 0;
+}
+
+static int find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
+                     struct error *error)
 {
     CLEANUP_FREE union msr_list_argument *list = xcalloc(1, sizeof(*list));
-    int xsave = kvm_vm_check(vm, KVM_CAP_XSAVE2, error);
-    int nested = kvm_vm_check(vm, KVM_CAP_NESTED_STATE, error);
+    int ret;
 
-    if (xsave < 0 || nested < 0)
-        return -error->code;
     list->head.nmsrs = KVM_VCPU_MSRS_MAX;
     if (ioctl(vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, list) < 0)
         return error_set_errno(error, errno, "KVM_GET_MSR_INDEX_LIST failed");
     msrs->count = 0;
-    for (uint32_t i = 0; i < list->head.nmsrs; i++) {
-        uint32_t index = list->head.indices[i];
-        int usable = left_out(index) ? 0 : readable_and_writable(vcpu_fd, index);
+    ret = add_msrs(msrs, vcpu_fd, list->head.indices, list->head.nmsrs, error);
+    return ret < 0 ? ret : add_msrs(msrs, vcpu_fd, mtrrs, ARRAY_SIZE(mtrrs), error);
+}
 
-        if (usable < 0)
-            return error_set_errno(error, errno, "cannot ask KVM for MSR 0x%x", index);
-        if (usable)
-            msrs->indices[msrs->count++] = index;
-    }
+int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
+                       struct error *error)
+{
+    int xsave = kvm_vm_check(vm, KVM_CAP_XSAVE2, error);
+    int nested = kvm_vm_check(vm, KVM_CAP_NESTED_STATE, error);
+    int ret;
+
+    if (xsave < 0 || nested < 0)
+        return -error->code;
+    ret = find_msrs(msrs, vm, vcpu_fd, error);
+    if (ret < 0)
+        return ret;
     msrs->xsave_size = MAX((uint32_t)xsave, (uint32_t)sizeof(struct kvm_xsave));
     msrs->nested_size = (uint32_t)nested;
     if (msrs->xsave_size > KVM_VCPU_XSAVE_MAX || msrs->nested_size > KVM_VCPU_NESTED_MAX)
@@ -127,6 +161,18 @@ int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int 
                          "this processor's xsave area (%u bytes) or nested state (%u bytes) is "
                          "larger than this version of baton can hand over",
                          msrs->xsave_size, msrs->nested_size);
+    return 0;
+}
+
+int kvm_vcpu_enable_caches(int vcpu_fd, struct error *error)
+{
+    union one_msr_argument one = {.room = {0}};
+
+    one.head.nmsrs = 1;
+    one.head.entries[0].index = MSR_MTRR_DEF_TYPE;
+    one.head.entries[0].data = MTRR_ENABLE | MTRR_WRITE_BACK;
+    if (ioctl(vcpu_fd, KVM_SET_MSRS, &one) < 0)
+        return error_set_errno(error, errno, "KVM_SET_MSRS of the MTRRs failed");
     return 0;
 }
 

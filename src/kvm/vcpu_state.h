@@ -44,6 +44,13 @@ struct kvm_vcpu_msrs {
     uint32_t nested_size;
 };
 
+/**
+ * Has the processor see all memory as write-back, as firmware leaves it behind, which guests here
+ * do not have: without it KVM may give them uncached memory, and they use no PAT. For a vCPU that
+ * has not run yet. Intel SDM volume 3, "Memory Type Range Registers".
+ */
+int kvm_vcpu_enable_caches(int vcpu_fd, struct error *error);
+
 /** Finds out which MSRs can be read and written. */
 int kvm_vcpu_find_msrs(struct kvm_vcpu_msrs *msrs, const struct kvm_vm *vm, int vcpu_fd,
                        struct error *error);

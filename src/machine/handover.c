@@ -412,7 +412,8 @@ static int pause_locked(struct machine *machine, unsigned limit_ms, struct error
         return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
                          machine_status_name(machine->status));
     machine->state.running = machine->status == MACHINE_RUNNING;
-    ret = kvm_vcpus_pause_until(machine->vcpus, machine->vcpu_count, deadline);
+    ret = kvm_vcpus_stop_and_save(machine->vcpus, machine->vcpu_count, &machine->rendezvous,
+                                  deadline);
     if (ret == 0) {
         set_status(machine, MACHINE_FINISH_MIGRATE);
         return 0;
@@ -436,7 +437,10 @@ int machine_pause_for_switch(struct machine *machine, unsigned limit_ms, struct 
 
 void machine_undo_pause(struct machine *machine)
 {
+    struct error ignored;
+
     pthread_mutex_lock(&machine->life);
+    kvm_vcpus_wait(machine->vcpus, machine->vcpu_count, &ignored);
     if (machine->state.running)
         machine_run_vcpus(machine);
     set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);

@@ -73,6 +73,7 @@ struct machine {
     struct bus *mmio, *pio;
     struct kvm_vcpu *vcpus;
     unsigned vcpu_count; /**< made so far */
+    struct kvm_rendezvous rendezvous;
     struct pci_host *pci;
     struct chardev *console;
     struct serial *serial;

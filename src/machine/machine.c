@@ -352,6 +352,7 @@ int machine_new(struct machine **result, const struct config *config, sd_event *
     pthread_mutex_init(&machine->lock, NULL);
     pthread_mutex_init(&machine->life, NULL);
     pthread_mutex_init(&machine->events_lock, NULL);
+    kvm_rendezvous_init(&machine->rendezvous);
     machine->mmio = bus_create(&machine->lock, UINT64_MAX);
     machine->pio = bus_create(&machine->lock, 0x10000);
     ret = kvm_vcpu_init_signals(error);
@@ -398,6 +399,7 @@ void machine_release(struct machine *machine, bool handed_over)
     close_fd(machine->wake);
     bus_destroy(machine->mmio);
     bus_destroy(machine->pio);
+    kvm_rendezvous_destroy(&machine->rendezvous);
     pthread_mutex_destroy(&machine->events_lock);
     pthread_mutex_destroy(&machine->life);
     pthread_mutex_destroy(&machine->lock);

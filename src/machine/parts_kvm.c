@@ -233,14 +233,17 @@ static void *vcpu_state(struct machine *machine, unsigned index)
     return machine->vcpus[index].state;
 }
 
+/* When the guest has stopped for the switch, they are at it already. */
 static int vcpus_save(struct machine *machine, struct error *error)
 {
+    if (machine->status == MACHINE_FINISH_MIGRATE)
+        return kvm_vcpus_wait(machine->vcpus, machine->vcpu_count, error);
     return kvm_vcpus_call(machine->vcpus, machine->vcpu_count, kvm_vcpu_save_task, NULL, error);
 }
 
 static int vcpus_apply(struct machine *machine, struct error *error)
 {
-    return kvm_vcpus_call(machine->vcpus, machine->vcpu_count, kvm_vcpu_load_task, NULL, error);
+    return kvm_vcpus_load(machine->vcpus, machine->vcpu_count, error);
 }
 
 /* All of them at the first one's turn: they reset in parallel. */

@@ -205,25 +205,27 @@ void outgoing_undo_quiesce(struct outgoing *outgoing)
 
 /* --- pause --------------------------------------------------------------------------------- */
 
+/* Devices and console fall silent first, while the guest runs: each vCPU saves its state as soon as
+ * it has stopped, and nothing may change that any more. */
 int outgoing_pause(struct outgoing *outgoing, struct error *error)
 {
-    int ret =
-        machine_pause_for_switch(outgoing->machine, (unsigned)outgoing_time_left(outgoing), error);
+    int ret = machine_set_delivery(outgoing->machine, KVM_IRQ_HELD, error);
 
     if (ret < 0)
         return ret;
-    outgoing->paused = true;
     machine_set_console_active(outgoing->machine, false);
-    return machine_set_delivery(outgoing->machine, KVM_IRQ_HELD, error);
+    ret =
+        machine_pause_for_switch(outgoing->machine, (unsigned)outgoing_time_left(outgoing), error);
+    outgoing->paused = ret == 0;
+    return ret;
 }
 
 void outgoing_undo_pause(struct outgoing *outgoing)
 {
-    if (!outgoing->paused)
-        return;
-    outgoing->paused = false;
     machine_set_console_active(outgoing->machine, true);
-    machine_undo_pause(outgoing->machine);
+    if (outgoing->paused)
+        machine_undo_pause(outgoing->machine);
+    outgoing->paused = false;
 }
 
 /* --- go, run, finish ----------------------------------------------------------------------- */

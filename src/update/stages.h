@@ -76,6 +76,7 @@ struct stage {
     void (*undo_outgoing)(struct outgoing *outgoing);
     enum update_status status; /**< what query-migrate says meanwhile */
     bool rehearsal;            /**< part of a dry run: changes nothing that would need an undo */
+    bool blackout;             /**< the guest stands still: nobody is told before it runs again */
     unsigned limit_ms;
 };
 

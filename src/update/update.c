@@ -87,19 +87,19 @@ static void changed(struct update *update)
     (void)!write(update->wake, &one, sizeof(one)); /* fails only when it is signalled already */
 }
 
+/* This also makes the end of the stage before known. The main thread has much to do then, and so
+ * has whoever listens to its events: not while the guest stands still. */
 void update_stage_begins(struct update *update, const struct stage *stage)
 {
     struct update_report *report = &update->report;
-    bool new_status;
 
     pthread_mutex_lock(&update->lock);
-    new_status = report->status != stage->status;
     if (report->status != UPDATE_CANCELLING)
         report->status = stage->status;
     report->stages[report->stage_count++] =
         (struct update_stage_time){.name = stage->name, .start_ns = clock_ns()};
     pthread_mutex_unlock(&update->lock);
-    if (new_status)
+    if (!stage->blackout)
         changed(update);
 }
 
@@ -114,7 +114,6 @@ void update_stage_ends(struct update *update, uint64_t incoming_ns)
     /* Its answer to the go may have been begun before the stage that waits for it. */
     stage->incoming_ns = MIN(incoming_ns, stage->end_ns - stage->start_ns);
     pthread_mutex_unlock(&update->lock);
-    changed(update);
 }
 
 void update_channel_opened(struct update *update, struct channel *channel)

@@ -100,10 +100,18 @@ static bool read_trace(const char *text, size_t length)
 
 /* --- calls --------------------------------------------------------------------------------- */
 
+/* What vCPUs do from the pause on, however far the stages have come by then, is one thing. */
+static const char *stage_of_call(void)
+{
+    bool late = !is_mine && strcmp(side, "outgoing") == 0 && strcmp(stage, "switch") == 0;
+
+    return late ? "pause" : stage;
+}
+
 static bool is_same_kind(const struct fault_call *call, const char *name, uint64_t request)
 {
     return call->request == request && strcmp(call->call, name) == 0 &&
-           strcmp(call->stage, stage) == 0 && strcmp(call->side, side) == 0;
+           strcmp(call->stage, stage_of_call()) == 0 && strcmp(call->side, side) == 0;
 }
 
 /* The log is emptied before each update, and each side goes through a stage once in one. */
@@ -118,7 +126,7 @@ static uint32_t log_call(const char *name, uint64_t request)
     for (uint32_t i = 0; i < place; i++)
         number += is_same_kind(&page->log[i], name, request);
     strcpy(call->side, side);
-    strcpy(call->stage, stage);
+    strcpy(call->stage, stage_of_call());
     call->request = request;
     call->number = number;
     call->pid = (uint32_t)getpid();

@@ -48,6 +48,25 @@ def check_report(report: dict[str, Any], cpus: int = 1) -> None:
     assert report["total-time"] == -(-details["total-ns"] // 1_000_000)
 
 
+MTRR_DEFAULT, MTRR_BASE, MTRR_MASK = 0x2ff, 0x200, 0x201
+
+
+def read_msr(guest: Guest, index: int) -> int:
+    return int(guest.command(f"dd if=/dev/cpu/0/msr bs=8 count=1 iflag=skip_bytes skip={index} status=none | od -An -tx8"), 16)
+
+
+def test_memory_types(guest: Guest) -> None:
+    """Memory is cached from the first instruction on, and what the guest makes of its MTRRs goes with it: KVM's list of MSRs
+    does not have them."""
+    assert read_msr(guest, MTRR_DEFAULT) == 0x806, "enabled, write-back"
+    guest.command(f"printf '\\1\\0\\0\\340\\0\\0\\0\\0' | dd of=/dev/cpu/0/msr bs=8 oflag=seek_bytes seek={MTRR_BASE} status=none")
+    guest.command(f"printf '\\0\\10\\0\\377\\17\\0\\0\\0' | dd of=/dev/cpu/0/msr bs=8 oflag=seek_bytes seek={MTRR_MASK} status=none")
+    before = [read_msr(guest, index) for index in (MTRR_DEFAULT, MTRR_BASE, MTRR_MASK)]
+    assert before == [0x806, 0xe0000001, 0xfff000800]
+    guest.update()
+    assert [read_msr(guest, index) for index in (MTRR_DEFAULT, MTRR_BASE, MTRR_MASK)] == before
+
+
 def test_one_update(guest: Guest) -> None:
     """The process changes; the guest's memory, disks and shell are what they were."""
     guest.command("echo kept > /tmp/memory; echo kept > /root/disk")

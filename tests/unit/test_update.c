@@ -452,7 +452,7 @@ static void hand_over(struct fixture *fixture, const struct deviation *deviation
 #define DESCRIBED "describe definition"
 #define REHEARSED DESCRIBED " probe save"
 #define QUIET     REHEARSED " proxy disown"
-#define SAVED     QUIET " pause mute held save"
+#define SAVED     QUIET " held mute pause save"
 #define BACK      " reown kernel"
 #define RESUMED   " reown kernel console resume"
 
@@ -705,8 +705,8 @@ static void own_parts_fail(void **state)
         {"save", 0, REHEARSED},
         {"proxy", 0, REHEARSED " proxy" BACK},
         {"disown", 0, QUIET BACK},
-        {"pause", 0, QUIET " pause" BACK},
-        {"held", 0, QUIET " pause mute held" RESUMED},
+        {"held", 0, QUIET " held" BACK " console"},
+        {"pause", 0, QUIET " held mute pause" BACK " console"},
         {"save", 1, SAVED RESUMED},
     };
 
