@@ -220,6 +220,8 @@ int pci_msix_check(const struct pci_msix_state *state, struct error *error)
     for (uint32_t i = 0; i < state->count; i++) {
         if (state->entries[i].address & 3)
             return error_set(error, EINVAL, "MSI-X vector %" PRIu32 ": address not aligned", i);
+        if (state->entries[i].control & ~PCI_MSIX_ENTRY_CTRL_MASKBIT)
+            return error_set(error, EINVAL, "MSI-X vector %" PRIu32 ": bits that do not exist", i);
     }
     return 0;
 }

@@ -21,6 +21,7 @@ struct pci_msix_entry {
     uint32_t data;
     uint32_t control; /**< bit 0: masked */
 };
+_Static_assert(sizeof(struct pci_msix_entry) == PCI_MSIX_ENTRY_BYTES, "it is handed over packed");
 extern const struct state_field pci_msix_entry_fields[];
 
 /** Part of the owner's state. */

@@ -87,19 +87,19 @@ static int load_bytes(struct loader *loader, const struct state_field *field, ui
     return 0;
 }
 
-static int load_blob(struct loader *loader, const struct state_field *field, uint8_t *base,
-                     struct error *error)
+static int load_elements(struct loader *loader, const struct state_field *field, uint8_t *base,
+                         uint64_t count, unsigned depth, struct error *error)
 {
-    struct item item;
-    int ret = item_expect(loader->cursor, ITEM_BYTES, &item, error);
+    if (count > field->capacity)
+        return error_set(error, EINVAL, "%" PRIu64 " elements, at most %zu fit", count,
+                         field->capacity);
+    for (uint64_t i = 0; i < count; i++) {
+        uint8_t *element = base + field->offset + i * field->size;
 
-    if (ret < 0)
-        return ret;
-    if (item.length > field->capacity)
-        return error_set(error, EINVAL, "%zu bytes, at most %zu fit", item.length, field->capacity);
-    if (item.length > 0)
-        memcpy(base + field->offset, item.bytes, item.length);
-    put_uint(base + field->length_offset, sizeof(uint32_t), item.length);
+        if (load_fields(loader, field->fields, element, depth + 1, error) < 0)
+            return error_prefix(error, "element %" PRIu64 ": ", i);
+    }
+    put_uint(base + field->length_offset, sizeof(uint32_t), count);
     return 0;
 }
 
@@ -109,18 +109,28 @@ static int load_array(struct loader *loader, const struct state_field *field, ui
     struct item item;
     int ret = item_expect(loader->cursor, ITEM_ARRAY, &item, error);
 
+    return ret < 0 ? ret : load_elements(loader, field, base, item.value, depth, error);
+}
+
+static int load_blob(struct loader *loader, const struct state_field *field, uint8_t *base,
+                     unsigned depth, struct error *error)
+{
+    struct cursor start = *loader->cursor;
+    struct item item;
+    int ret = item_read(loader->cursor, &item, error);
+
+    if (ret == 0 && item.kind == ITEM_ARRAY && field->fields) /* of an older version */
+        return load_elements(loader, field, base, item.value, depth, error);
+    *loader->cursor = start;
+    ret = item_expect(loader->cursor, ITEM_BYTES, &item, error);
     if (ret < 0)
         return ret;
-    if (item.value > field->capacity)
-        return error_set(error, EINVAL, "%" PRIu64 " elements, at most %zu fit", item.value,
-                         field->capacity);
-    for (uint64_t i = 0; i < item.value; i++) {
-        uint8_t *element = base + field->offset + i * field->size;
-
-        if (load_fields(loader, field->fields, element, depth + 1, error) < 0)
-            return error_prefix(error, "element %" PRIu64 ": ", i);
-    }
-    put_uint(base + field->length_offset, sizeof(uint32_t), item.value);
+    if (item.length > field->capacity * field->size || item.length % field->size != 0)
+        return error_set(error, EINVAL, "%zu bytes, where at most %zu times %zu fit", item.length,
+                         field->capacity, field->size);
+    if (item.length > 0)
+        memcpy(base + field->offset, item.bytes, item.length);
+    put_uint(base + field->length_offset, sizeof(uint32_t), item.length / field->size);
     return 0;
 }
 
@@ -139,7 +149,7 @@ static int load_value(struct loader *loader, const struct state_field *field, ui
     case STATE_KIND_BYTES:
         return load_bytes(loader, field, member, error);
     case STATE_KIND_BLOB:
-        return load_blob(loader, field, base, error);
+        return load_blob(loader, field, base, depth, error);
     case STATE_KIND_ARRAY:
         return load_array(loader, field, base, depth, error);
     }

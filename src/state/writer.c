@@ -160,7 +160,7 @@ static void write_value(struct state_writer *writer, const struct state_type *ty
         put_bytes(writer, member, field->size);
         break;
     case STATE_KIND_BLOB:
-        put_bytes(writer, member, get_length(field, base));
+        put_bytes(writer, member, get_length(field, base) * field->size);
         break;
     case STATE_KIND_ARRAY:
         write_array(writer, type, field, base);

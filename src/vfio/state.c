@@ -30,7 +30,7 @@ static const struct state_field state_fields[] = {
     FIELD(msi.data),
     FIELD(msi.mask),
     FIELD(msix.control),
-    STATE_ARRAY(struct vfio_pci_state, msix.entries, msix.count, pci_msix_entry_fields, 1),
+    STATE_PACKED(struct vfio_pci_state, msix.entries, msix.count, pci_msix_entry_fields, 1),
     RANGE(armed_index, VFIO_ARMED_INTX),
     STATE_BYTES(struct vfio_pci_state, armed, 1),
     STATE_BOOL(struct vfio_pci_state, unmask_by_access, 2),
@@ -73,8 +73,9 @@ static int state_check(const void *object, struct error *error)
 
 const struct state_type vfio_pci_state_type = {
     .name = "vfio-pci",
-    .version = 2,
+    .version = 3,
     .min_version = 1,
+    .min_reader = 3, /* msix.entries became a byte string */
     .size = sizeof(struct vfio_pci_state),
     .fields = state_fields,
     .check = state_check,

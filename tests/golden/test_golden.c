@@ -115,7 +115,10 @@ static void fill_value(struct filler *filler, const struct state_field *field, u
         break;
     case STATE_KIND_BLOB:
         memcpy(base + field->length_offset, &length, sizeof(length));
-        fill_bytes(filler, field, member, length, seed);
+        if (field->fields)
+            fill_elements(filler, field, base, length, seed);
+        else
+            fill_bytes(filler, field, member, length, seed);
         break;
     case STATE_KIND_ARRAY:
         memcpy(base + field->length_offset, &length, sizeof(length));

@@ -54,13 +54,13 @@ static int world_load(struct world *world, const struct stream *stream)
     return ret;
 }
 
-static void save(struct stream *stream, const struct state_type *type, const struct sample *sample)
+static void save(struct stream *stream, const struct state_type *type, const void *object)
 {
     struct state_writer writer;
     struct error error = {0};
 
     state_writer_init(&writer, stream->bytes, sizeof(stream->bytes));
-    state_write(&writer, "sample/0", type, sample, true);
+    state_write(&writer, "sample/0", type, object, true);
     assert_int_equal(state_writer_finish(&writer, &stream->length, &error), 0);
 }
 
@@ -216,6 +216,93 @@ static void begin_tiny(struct stream *stream, size_t fields)
 static void end(struct stream *stream)
 {
     add_uint(stream, 1);
+}
+
+/* --- arrays that became packed --- */
+
+struct pairs {
+    uint32_t count;
+    struct {
+        uint16_t left, right;
+    } pairs[3];
+};
+
+struct pair {
+    uint16_t left, right;
+};
+
+static const struct state_field pair_fields[] = {
+    STATE_UINT(struct pair, left, 1),
+    STATE_UINT(struct pair, right, 1),
+    STATE_END,
+};
+
+static const struct state_field loose_fields[] = {
+    STATE_ARRAY(struct pairs, pairs, count, pair_fields, 1),
+    STATE_END,
+};
+
+static const struct state_field packed_fields[] = {
+    STATE_PACKED(struct pairs, pairs, count, pair_fields, 1),
+    STATE_END,
+};
+
+static const struct state_type loose_type = {
+    .name = "pairs",
+    .version = 1,
+    .min_version = 1,
+    .size = sizeof(struct pairs),
+    .fields = loose_fields,
+};
+
+static const struct state_type packed_type = {
+    .name = "pairs",
+    .version = 2,
+    .min_version = 1,
+    .min_reader = 2,
+    .size = sizeof(struct pairs),
+    .fields = packed_fields,
+};
+
+static void loads_pairs(const struct stream *stream, const struct pairs *expected)
+{
+    struct pairs object = {0}, scratch;
+    struct state_target target = {
+        .id = "sample/0", .type = &packed_type, .object = &object, .scratch = &scratch};
+    struct error error;
+
+    assert_int_equal(state_load(stream->bytes, stream->length, &target, 1, &error), 0);
+    assert_memory_equal(&object, expected, sizeof(object));
+}
+
+static void test_packed(void **state)
+{
+    const struct pairs pairs = {.count = 2, .pairs = {{1, 0xfffe}, {3, 4}}};
+    struct stream stream;
+
+    save(&stream, &packed_type, &pairs);
+    loads_pairs(&stream, &pairs);
+    refuses(&stream, &loose_type, ENOTSUP, "sample/0", "reader of version 2");
+    save(&stream, &loose_type, &pairs);
+    loads_pairs(&stream, &pairs);
+}
+
+static void test_packed_refused(void **state)
+{
+    static const uint8_t bytes[16];
+    static const size_t lengths[] = {3, 13, 16};
+
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        struct stream stream;
+
+        begin(&stream);
+        add_head(&stream, "sample/0", "pairs", 2, true);
+        add_map(&stream, 1);
+        add_text(&stream, "pairs");
+        add_bytes(&stream, bytes, lengths[i]);
+        end(&stream);
+        refuses(&stream, &packed_type, EINVAL, "'pairs'", "3 times 4");
+    }
 }
 
 /* --- round trips and versions --- */
@@ -966,6 +1053,8 @@ static void test_verify(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_packed),
+        cmocka_unit_test(test_packed_refused),
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_round_trip_empty),
         cmocka_unit_test(test_upgrade),
