@@ -106,6 +106,11 @@ void channel_cancel(struct channel *channel)
     (void)!write(channel->cancel, &one, sizeof(one));
 }
 
+uint64_t channel_bytes(const struct channel *channel)
+{
+    return channel->bytes;
+}
+
 int channel_peer_pidfd(const struct channel *channel)
 {
     return channel->peer_pidfd;
@@ -269,6 +274,7 @@ int channel_send(struct channel *channel, struct channel_message *message, int t
             return ret;
     }
     channel->send_sequence++;
+    channel->bytes += sizeof(struct header) + message->length;
     return 0;
 }
 
@@ -393,6 +399,7 @@ static int try_receive(struct channel *channel, struct channel_message *message,
     message->fd_count = header.fd_count;
     memcpy(message->fds, arrived.fds, header.fd_count * sizeof(int));
     channel->receive_sequence++;
+    channel->bytes += sizeof(header) + header.length;
     return 1;
 }
 

@@ -86,6 +86,9 @@ void channel_message_close(struct channel_message *message);
 /** Makes every wait of this channel, now and later, end with -ECANCELED. Any thread. */
 void channel_cancel(struct channel *channel);
 
+/** @return bytes of all messages that were sent and received so far, with their heads. */
+uint64_t channel_bytes(const struct channel *channel);
+
 /** @return a pidfd of the peer (borrowed), from SO_PEERPIDFD or pidfd_open(). */
 int channel_peer_pidfd(const struct channel *channel);
 

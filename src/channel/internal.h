@@ -20,6 +20,7 @@ struct channel {
     pid_t peer_pid;
     uint32_t send_sequence;
     uint32_t receive_sequence;
+    uint64_t bytes; /**< both directions */
 };
 
 /** Who is at the other end, as the kernel says. */

@@ -311,10 +311,11 @@ static json_t *report_details(const struct update_report *report)
     for (uint32_t i = 0; i < MIN(report->stage_count, (uint32_t)UPDATE_STAGES_MAX); i++) {
         const struct update_stage_time *stage = &report->stages[i];
 
-        json_array_append_new(stages, json_pack("{s:s,s:I,s:I,s:I}", "name", stage->name,
+        json_array_append_new(stages, json_pack("{s:s,s:I,s:I,s:I,s:I}", "name", stage->name,
                                                 "start-ns", (json_int_t)stage->start_ns, "end-ns",
                                                 (json_int_t)stage->end_ns, "incoming-ns",
-                                                (json_int_t)stage->incoming_ns));
+                                                (json_int_t)stage->incoming_ns, "bytes",
+                                                (json_int_t)stage->bytes));
     }
     for (uint32_t i = 0; i < MIN(report->vcpu_count, (uint32_t)UPDATE_VCPUS_MAX); i++)
         json_array_append_new(vcpus,

@@ -254,9 +254,10 @@ static void emit_stages(struct control *control, const struct update_report *rep
         if (stage->end_ns == 0 || known)
             continue;
         qmp_emit(control->qmp, "BATON_UPDATE_STAGE",
-                 json_pack("{s:s,s:I,s:I,s:I}", "name", stage->name, "start-ns",
+                 json_pack("{s:s,s:I,s:I,s:I,s:I}", "name", stage->name, "start-ns",
                            (json_int_t)stage->start_ns, "end-ns", (json_int_t)stage->end_ns,
-                           "incoming-ns", (json_int_t)stage->incoming_ns));
+                           "incoming-ns", (json_int_t)stage->incoming_ns, "bytes",
+                           (json_int_t)stage->bytes));
     }
 }
 

@@ -197,7 +197,8 @@ static void take_breakdown(struct update_incoming *incoming)
                 (struct update_stage_time){.name = stage->name,
                                            .start_ns = request->stages[i].start_ns,
                                            .end_ns = request->stages[i].end_ns,
-                                           .incoming_ns = request->stages[i].incoming_ns};
+                                           .incoming_ns = request->stages[i].incoming_ns,
+                                           .bytes = request->stages[i].bytes};
     }
     for (uint32_t i = 0; i < MIN(request->vcpu_count, report->vcpu_count); i++)
         report->vcpu_out_ns[i] = request->vcpus[i].ns;

@@ -35,9 +35,22 @@ static int ask(struct outgoing *outgoing, const struct stage *stage, struct erro
     return ret;
 }
 
+/* What has gone over the channel so far. */
+static uint64_t bytes_so_far(const struct outgoing *outgoing)
+{
+    return outgoing->wire.channel ? channel_bytes(outgoing->wire.channel) : 0;
+}
+
+/* What a request refers to. */
+static uint64_t bytes_shared(const struct wire_request *request)
+{
+    return request->definition_length + request->facts_length + request->state_length;
+}
+
 static int run_stage(struct outgoing *outgoing, const struct stage *stage, struct error *error)
 {
     struct wire_request *request = &outgoing->wire.request;
+    uint64_t before = bytes_so_far(outgoing);
     int ret = 0;
 
     outgoing->deadline_ns = clock_ns() + stage->limit_ms * UINT64_C(1000000);
@@ -55,7 +68,8 @@ static int run_stage(struct outgoing *outgoing, const struct stage *stage, struc
     trace(update_stage_end, "outgoing", stage->name, ret);
     if (ret < 0)
         return error_prefix(error, "stage '%s': ", stage->name);
-    update_stage_ends(outgoing->update, outgoing->wire.reply.work_ns);
+    update_stage_ends(outgoing->update, outgoing->wire.reply.work_ns,
+                      bytes_so_far(outgoing) - before + bytes_shared(request));
     return 0;
 }
 

@@ -126,7 +126,7 @@ void incoming_settle(struct update_incoming *incoming);
 
 /* What the thread of the outgoing side tells update.c, which owns the report and the lock. */
 void update_stage_begins(struct update *update, const struct stage *stage);
-void update_stage_ends(struct update *update, uint64_t incoming_ns);
+void update_stage_ends(struct update *update, uint64_t incoming_ns, uint64_t bytes);
 void update_channel_opened(struct update *update, struct channel *channel);
 bool update_is_cancelled(struct update *update);
 /** A dry run has measured what a blackout consists of. */

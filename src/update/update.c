@@ -103,7 +103,7 @@ void update_stage_begins(struct update *update, const struct stage *stage)
         changed(update);
 }
 
-void update_stage_ends(struct update *update, uint64_t incoming_ns)
+void update_stage_ends(struct update *update, uint64_t incoming_ns, uint64_t bytes)
 {
     struct update_report *report = &update->report;
     struct update_stage_time *stage;
@@ -113,6 +113,7 @@ void update_stage_ends(struct update *update, uint64_t incoming_ns)
     stage->end_ns = clock_ns();
     /* Its answer to the go may have been begun before the stage that waits for it. */
     stage->incoming_ns = MIN(incoming_ns, stage->end_ns - stage->start_ns);
+    stage->bytes = bytes;
     pthread_mutex_unlock(&update->lock);
 }
 
@@ -156,6 +157,7 @@ void update_fill_breakdown(struct update *update, struct wire_request *request)
         request->stages[i].start_ns = stage->start_ns;
         request->stages[i].end_ns = stage->end_ns;
         request->stages[i].incoming_ns = stage->incoming_ns;
+        request->stages[i].bytes = stage->bytes;
     }
     pthread_mutex_unlock(&update->lock);
 }

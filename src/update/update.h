@@ -43,6 +43,7 @@ struct update_stage_time {
     uint64_t start_ns;    /**< when the outgoing side began the stage */
     uint64_t end_ns;      /**< when it had the other side's answer */
     uint64_t incoming_ns; /**< of that, work of the incoming side */
+    uint64_t bytes;       /**< of messages, and of what they refer to in shared memory */
 };
 
 /** What a dry run measured, and the blackout that it predicts; docs/hand-over.md has the formula.

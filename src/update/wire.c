@@ -23,11 +23,9 @@ _Static_assert(BATCH_MAX *(FDSET_NAME_SIZE + 32) < CHANNEL_PAYLOAD_MAX, "names d
 /* --- tables -------------------------------------------------------------------------------- */
 
 static const struct state_field stage_fields[] = {
-    STATE_STRING(struct wire_stage, name, 1),
-    STATE_UINT(struct wire_stage, start_ns, 1),
-    STATE_UINT(struct wire_stage, end_ns, 1),
-    STATE_UINT(struct wire_stage, incoming_ns, 1),
-    STATE_END,
+    STATE_STRING(struct wire_stage, name, 1), STATE_UINT(struct wire_stage, start_ns, 1),
+    STATE_UINT(struct wire_stage, end_ns, 1), STATE_UINT(struct wire_stage, incoming_ns, 1),
+    STATE_UINT(struct wire_stage, bytes, 3),  STATE_END,
 };
 
 static const struct state_field vcpu_fields[] = {
@@ -52,7 +50,7 @@ static const struct state_field request_fields[] = {
 
 const struct state_type wire_request_type = {
     .name = "request",
-    .version = 2,
+    .version = 3,
     .min_version = 1,
     .size = sizeof(struct wire_request),
     .fields = request_fields,

@@ -36,7 +36,7 @@ enum wire_type {
 /** One stage's times, as the outgoing process tells them at the end. */
 struct wire_stage {
     char name[WIRE_NAME_SIZE];
-    uint64_t start_ns, end_ns, incoming_ns;
+    uint64_t start_ns, end_ns, incoming_ns, bytes;
 };
 
 struct wire_vcpu {

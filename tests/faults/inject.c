@@ -65,10 +65,11 @@ static void begin(const char *who, const char *what)
     in_stage = true;
 }
 
-static void end(void)
+/* @param goes_on other threads are at it still */
+static void end(bool goes_on)
 {
     is_mine = false;
-    in_stage = false;
+    in_stage = goes_on;
 }
 
 /* A trace line, such as "12@34.5:update_stage_begin side=incoming stage=prepare". To a stage of the
@@ -92,9 +93,10 @@ static bool read_trace(const char *text, size_t length)
     if (strcmp(event, "update_stage_begin") == 0 &&
         sscanf(line, "%*s side=%15s stage=%15s", who, what) == 2)
         begin(who, what);
-    else if (strcmp(event, "update_conclude") == 0 || strcmp(event, "update_undo") == 0 ||
-             (strcmp(event, "update_stage_end") == 0 && strstr(line, "side=outgoing")))
-        end();
+    else if (strcmp(event, "update_conclude") == 0 || strcmp(event, "update_undo") == 0)
+        end(false);
+    else if (strcmp(event, "update_stage_end") == 0 && strstr(line, "side=outgoing"))
+        end(strcmp(stage, "pause") == 0); /* vCPUs save their states */
     return true;
 }
 

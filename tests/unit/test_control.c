@@ -464,7 +464,7 @@ static void progress(struct fixture *fixture, enum update_status status, uint32_
     report->status = status;
     report->stage_count = stages;
     for (uint32_t i = 0; i < stages; i++)
-        report->stages[i] = (struct update_stage_time){"hello", 100 + i, 200 + i, 10};
+        report->stages[i] = (struct update_stage_time){"hello", 100 + i, 200 + i, 10, 30};
     control_progress(fixture->control, report);
 }
 
@@ -482,10 +482,10 @@ static void migrate_completed(void **state)
     expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"setup\"}}");
     progress(fixture, UPDATE_SETUP, 1);
     expect(fixture, "{\"event\":\"BATON_UPDATE_STAGE\",\"data\":{\"name\":\"hello\","
-                    "\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10}}");
+                    "\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10,\"bytes\":30}}");
     progress(fixture, UPDATE_ACTIVE, 2);
     expect(fixture, "{\"event\":\"BATON_UPDATE_STAGE\",\"data\":{\"name\":\"hello\","
-                    "\"start-ns\":101,\"end-ns\":201,\"incoming-ns\":10}}");
+                    "\"start-ns\":101,\"end-ns\":201,\"incoming-ns\":10,\"bytes\":30}}");
     expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}");
     fixture->update->report.blackout_ns = 400001;
     fixture->update->report.total_ns = 12000000;
@@ -505,8 +505,8 @@ static void migrate_completed(void **state)
     check(fixture, "{\"execute\":\"query-migrate\"}",
           "{\"return\":{\"status\":\"completed\",\"total-time\":12,\"downtime\":1,\"baton\":{"
           "\"incoming\":false,\"generation\":0,\"blackout-ns\":400001,\"total-ns\":12000000,"
-          "\"stages\":[{\"name\":\"hello\",\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10},"
-          "{\"name\":\"hello\",\"start-ns\":101,\"end-ns\":201,\"incoming-ns\":10}],"
+          "\"stages\":[{\"name\":\"hello\",\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10,\"bytes\":30},"
+          "{\"name\":\"hello\",\"start-ns\":101,\"end-ns\":201,\"incoming-ns\":10,\"bytes\":30}],"
           "\"vcpus\":[{\"out-ns\":5,\"in-ns\":6}]}}}");
     check_error(fixture, "{\"execute\":\"cont\"}", "another process");
     check_error(fixture, "{\"execute\":\"system_reset\"}", "another process");
