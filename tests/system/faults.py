@@ -522,7 +522,8 @@ def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], lis
     rows = []
     for name, iommufd in (("iommufd", "iommufd0"), ("container", "")):
         subject = SUBJECTS[name] = Subject(iommufd)
-        subject.load()
+        subject.start()
+        subject.edu = Edu(subject.guest, EDU, "msi")  # its interrupt makes calls, too
         faults = choose(matrix(Stage.table(), subject.record()), name)
         subject.end()
         rows += [pytest.param((name, phase(fault.stage)), fault, id=f"{name}-{fault}") for fault in faults]
