@@ -13,7 +13,7 @@ help:
 	@echo 'make check-lab  only the system tests in the lab'
 	@echo 'make endurance  1000 updates of one guest in a row (tests/endurance COUNT: another number)'
 	@echo 'make demo       see the point of it (./demo)'
-	@echo 'make bench      how long a guest stands still in an update (bench/blackout, 20 updates of a loaded guest)'
+	@echo 'make bench      how long a guest stands still in an update: baton, QEMU, and the least possible, in one run'
 	@echo 'make lab-shell  a shell in the lab machine, with an NVMe drive to pass through'
 	@echo 'make format     clang-format, in place; make format-check only says what differs'
 	@echo 'make tidy       clang-tidy over src/'
@@ -42,7 +42,7 @@ demo:
 	./demo
 
 bench:
-	bench/blackout --load
+	bench/bench
 
 lab-shell:
 	lab/shell --device nvme

@@ -3,7 +3,7 @@
  * floor: how long a guest must stand still at least while it moves from one KVM VM to another, with
  * no monitor around: the vCPUs are kicked out, all their state and the interrupt controllers' is
  * read, irqfds move, everything is written into a second VM that was prepared before, and the vCPUs
- * enter that. What bench/blackout measures of baton is to be compared with it; the state that is
+ * enter that. Run by bench/bench beside the monitors that it is the floor of; the state that is
  * moved is what src/kvm knows as such.
  *
  *   floor [--vcpus N] [--vectors N] [--count N]     prints a JSON object

@@ -819,14 +819,15 @@ class Trace:
 
 
 class FioLoad:
-    """fio writes and verifies in the guest, over and over, until it is told to stop: no matter how long that takes."""
+    """fio writes and verifies in the guest, over and over, until it is told to stop: no matter how long that takes. Its rate leaves
+    processor time to what is tested, and is a request every few milliseconds all the same."""
 
     COMMAND = ("fio --name=load --filename={target} --size={size} --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio"
-               " --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=0 --minimal")
+               " --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=0 --minimal --rate_iops={rate}")
 
-    def __init__(self, guest: Guest, target: str, size: str = "2M", more: str = "") -> None:
+    def __init__(self, guest: Guest, target: str, size: str = "256k", rate: int = 128) -> None:
         self.guest = guest
-        command = f"{self.COMMAND.format(target=target, size=size)} {more}"
+        command = self.COMMAND.format(target=target, size=size, rate=rate)
         guest.put("/tmp/load", f"""
             n=0
             while [ ! -e /tmp/load.stop ]; do

@@ -157,7 +157,7 @@ class Subject:
             self.start()
         if not self.edu:
             self.edu = Edu(self.guest, EDU, "msi")
-            self.fio = FioLoad(self.guest, "/dev/vda", "256k")
+            self.fio = FioLoad(self.guest, "/dev/vda")
 
     def suffer(self, fault: Fault) -> None:
         """After a failure the next test has a guest of its own."""

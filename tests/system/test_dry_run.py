@@ -34,7 +34,7 @@ def guest() -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def load(guest: Guest) -> FioLoad:
-    return FioLoad(guest, "/root/load", "256k")
+    return FioLoad(guest, "/root/load")
 
 
 def uptime(guest: Guest) -> float:

@@ -78,7 +78,7 @@ def test_kept_across_updates(guest: Guest) -> None:
     iommufd = copy_iommufd(guest.pid)
     before = page_tables(iommufd)
     os.close(iommufd)
-    load = FioLoad(guest, "/root/load", "256k")
+    load = FioLoad(guest, "/root/load")
     for _ in range(5):
         guest.update()
         iommufd = copy_iommufd(guest.pid)

@@ -76,7 +76,7 @@ LOST_AND_FOUND = [
 
 def test_ownership_comes_back(guest: Guest) -> None:
     """Wherever the mappings' addresses are when the update fails: DMA never stops, and the next update succeeds."""
-    load = FioLoad(guest, "/root/load", "256k")
+    load = FioLoad(guest, "/root/load")
     for action, stage in LOST_AND_FOUND:
         pid = guest.pid
         reason = through_proxy(guest, action, stage)

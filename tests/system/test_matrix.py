@@ -32,7 +32,7 @@ class Disks:
     """fio on all drives in turn, at a rate that leaves room for others."""
 
     def __init__(self, guest: Guest, targets: list[str]) -> None:
-        self.load = FioLoad(guest, ":".join(targets), f"{len(targets) * 256}k", more="--rate_iops=100")
+        self.load = FioLoad(guest, ":".join(targets), f"{len(targets) * 256}k", 100)
         self.rounds = self.load.rounds
         self.verified = False
 

@@ -27,7 +27,7 @@ def running() -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def load(running: Guest) -> FioLoad:
-    return FioLoad(running, "/root/load", "256k")
+    return FioLoad(running, "/root/load")
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_downgrade(guest: Guest) -> None:
 
 
 def test_up_and_down_under_load(guest: Guest) -> None:
-    load = FioLoad(guest, "/root/load", "256k")
+    load = FioLoad(guest, "/root/load")
     for _ in range(3):
         change_to(guest, NEXT)
         change_to(guest, BATON)

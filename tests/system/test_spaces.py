@@ -100,7 +100,7 @@ def test_device_in_use_elsewhere(guest: Guest) -> None:
 
 def test_five_updates_under_load(guest: Guest) -> None:
     """fio writes to the drives in all address spaces, and verifies."""
-    load = FioLoad(guest, ALL, "1280k")
+    load = FioLoad(guest, ALL, "1280k", 640)
     files = 0
     for number in range(5):
         guest.update()
@@ -115,7 +115,7 @@ def test_five_updates_under_load(guest: Guest) -> None:
 
 @pytest.mark.parametrize(("action", "stage"), [("kill-before", "quiesce"), ("kill-after", "quiesce"), ("kill-after", "switch")])
 def test_everything_comes_back(guest: Guest, action: str, stage: str) -> None:
-    load = FioLoad(guest, ALL, "1280k")
+    load = FioLoad(guest, ALL, "1280k", 640)
     assert stage in through_proxy(guest, action, stage)
     check_spaces(guest)
     guest.drop_clients()

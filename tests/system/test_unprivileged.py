@@ -44,7 +44,7 @@ def test_life_of_a_users_guest(iommufd: str) -> None:
         os.chown(guest.directory, 1000, 1000)
         guest.boot()
         check_unprivileged(guest)
-        load = FioLoad(guest, "/load", "256k")
+        load = FioLoad(guest, "/load")
         for _ in range(5):
             guest.update()
             check_unprivileged(guest)

@@ -29,7 +29,7 @@ def test_two_processors_under_load(big: Guest) -> None:
     """Both work while the process under them changes, timers and inter-processor interrupts included."""
     for cpu in (1, 2):
         big.command(f"(taskset {cpu} sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &)")
-    load = FioLoad(big, "/root/load", "256k")
+    load = FioLoad(big, "/root/load")
     for _ in range(3):
         assert big.update().blackout_ms
     assert load.stop() >= 1
