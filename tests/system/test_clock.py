@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 2048 --append tsc_early_khz=999500
+# lab-all: --memory 2048 --append tsc_early_khz=999500
 """A guest's clock on a host that has measured its TSC again since KVM was loaded, and found another frequency."""
 
 from __future__ import annotations
