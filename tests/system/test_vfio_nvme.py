@@ -33,6 +33,7 @@ def refused(*options: str) -> str:
 
 def test_device_that_is_not_bound() -> None:
     """Says which device, which driver has it, and what to do."""
+    unbind("01:00.0")
     message = refused(*vfio_options("01:00.0", ident="nvme0"))
     assert "01:00.0" in message and "nvme" in message and "vfio-pci" in message
 
