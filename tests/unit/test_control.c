@@ -505,7 +505,8 @@ static void migrate_completed(void **state)
     check(fixture, "{\"execute\":\"query-migrate\"}",
           "{\"return\":{\"status\":\"completed\",\"total-time\":12,\"downtime\":1,\"baton\":{"
           "\"incoming\":false,\"generation\":0,\"blackout-ns\":400001,\"total-ns\":12000000,"
-          "\"stages\":[{\"name\":\"hello\",\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10,\"bytes\":30},"
+          "\"stages\":[{\"name\":\"hello\",\"start-ns\":100,\"end-ns\":200,\"incoming-ns\":10,"
+          "\"bytes\":30},"
           "{\"name\":\"hello\",\"start-ns\":101,\"end-ns\":201,\"incoming-ns\":10,\"bytes\":30}],"
           "\"vcpus\":[{\"out-ns\":5,\"in-ns\":6}]}}}");
     check_error(fixture, "{\"execute\":\"cont\"}", "another process");
