@@ -36,8 +36,13 @@
 
 static struct fault_page *page;
 
-/* Which stage this process is in. Written by the thread that carries it out; others read it. */
-static char side[FAULT_NAME_SIZE], stage[FAULT_NAME_SIZE];
+/* Which stage this process is in. The thread that carries it out says so; others read it, and may
+ * be at it still when the next one has begun: one that is over is not written over soon. */
+struct place {
+    char side[FAULT_NAME_SIZE], stage[FAULT_NAME_SIZE];
+};
+static struct place places[64];
+static const struct place *_Atomic current = &places[0];
 static _Atomic bool in_stage;
 static _Thread_local bool is_mine;
 
@@ -59,8 +64,11 @@ __attribute__((constructor)) static void map_page(void)
 
 static void begin(const char *who, const char *what)
 {
-    snprintf(side, sizeof(side), "%s", who);
-    snprintf(stage, sizeof(stage), "%s", what);
+    size_t next = (size_t)(current + 1 - places) % (sizeof(places) / sizeof(places[0]));
+
+    snprintf(places[next].side, FAULT_NAME_SIZE, "%s", who);
+    snprintf(places[next].stage, FAULT_NAME_SIZE, "%s", what);
+    current = &places[next];
     is_mine = true;
     in_stage = true;
 }
@@ -96,28 +104,30 @@ static bool read_trace(const char *text, size_t length)
     else if (strcmp(event, "update_conclude") == 0 || strcmp(event, "update_undo") == 0)
         end(false);
     else if (strcmp(event, "update_stage_end") == 0 && strstr(line, "side=outgoing"))
-        end(strcmp(stage, "pause") == 0); /* vCPUs save their states */
+        end(strcmp(current->stage, "pause") == 0); /* vCPUs save their states */
     return true;
 }
 
 /* --- calls --------------------------------------------------------------------------------- */
 
 /* What vCPUs do from the pause on, however far the stages have come by then, is one thing. */
-static const char *stage_of_call(void)
+static const char *stage_of_call(const struct place *here)
 {
-    bool late = !is_mine && strcmp(side, "outgoing") == 0 && strcmp(stage, "switch") == 0;
+    bool late =
+        !is_mine && strcmp(here->side, "outgoing") == 0 && strcmp(here->stage, "switch") == 0;
 
-    return late ? "pause" : stage;
+    return late ? "pause" : here->stage;
 }
 
-static bool is_same_kind(const struct fault_call *call, const char *name, uint64_t request)
+static bool is_same_kind(const struct fault_call *call, const struct place *here, const char *name,
+                         uint64_t request)
 {
     return call->request == request && strcmp(call->call, name) == 0 &&
-           strcmp(call->stage, stage_of_call()) == 0 && strcmp(call->side, side) == 0;
+           strcmp(call->stage, stage_of_call(here)) == 0 && strcmp(call->side, here->side) == 0;
 }
 
 /* The log is emptied before each update, and each side goes through a stage once in one. */
-static uint32_t log_call(const char *name, uint64_t request)
+static uint32_t log_call(const struct place *here, const char *name, uint64_t request)
 {
     uint32_t place = atomic_fetch_add(&page->logged, 1), number = 1;
     struct fault_call *call;
@@ -126,9 +136,9 @@ static uint32_t log_call(const char *name, uint64_t request)
         return 0;
     call = &page->log[place];
     for (uint32_t i = 0; i < place; i++)
-        number += is_same_kind(&page->log[i], name, request);
-    strcpy(call->side, side);
-    strcpy(call->stage, stage_of_call());
+        number += is_same_kind(&page->log[i], here, name, request);
+    strcpy(call->side, here->side);
+    strcpy(call->stage, stage_of_call(here));
     call->request = request;
     call->number = number;
     call->pid = (uint32_t)getpid();
@@ -145,14 +155,15 @@ static bool is_of_the_guest(uint64_t request)
 /* Every wrapped call comes through here. @return whether it must fail, with errno set */
 static bool fault(const char *name, uint64_t request)
 {
+    const struct place *here = current;
     uint32_t number;
 
     if (!page || !in_stage ||
         (!is_mine && (strcmp(name, "ioctl") != 0 || is_of_the_guest(request))))
         return false;
-    number = log_call(name, request);
+    number = log_call(here, name, request);
     if (page->action == FAULT_NONE || page->plan.number != number ||
-        !is_same_kind(&page->plan, name, request) || atomic_fetch_add(&page->reached, 1) != 0)
+        !is_same_kind(&page->plan, here, name, request) || atomic_fetch_add(&page->reached, 1) != 0)
         return false;
     while (page->action == FAULT_HOLD)
         ;
