@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What bench/compare.py measured, as a table on standard output, and as text and a picture for docs/performance.md.
+"""What bench/compare.py measured, as a table on standard output, and as text and a picture for documents.
 
-usage: report.py COMPARE.JSON [DIRECTORY]     DIRECTORY gets performance.md and timeline.svg
+usage: report.py COMPARE.JSON [DIRECTORY]     DIRECTORY gets compare.md and timeline.svg
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COLUMNS = [("blackout, own clocks", "own_ms"), ("predicted by a dry run", "predicted_ms"), ("longest silence outside", "outside_ms"), ("slowest read", "slowest_read_ms"),
-           ("whole hand-over", "total_ms")]
+COLUMNS = [("blackout, own clocks", "own_ms"), ("predicted by a dry run", "predicted_ms"), ("longest silence outside", "outside_ms"),
+           ("slowest read", "slowest_read_ms"), ("whole hand-over", "total_ms")]
 FLOOR_PARTS = [("kick", "kick_ns"), ("save vCPUs", "save_ns"), ("save controllers", "chips_save_ns"), ("move irqfds", "irqfds_ns"),
                ("load controllers", "chips_load_ns"), ("load vCPUs, enter", "load_ns")]
 COLOURS = ("#0b6e4f", "#69b578", "#c1292e", "#f1a208", "#5c415d")

@@ -171,6 +171,7 @@ int kvm_vcpu_enable_caches(int vcpu_fd, struct error *error)
     one.head.nmsrs = 1;
     one.head.entries[0].index = MSR_MTRR_DEF_TYPE;
     one.head.entries[0].data = MTRR_ENABLE | MTRR_WRITE_BACK;
+    /* One that KVM does not take is one that the processor does not have. */
     if (ioctl(vcpu_fd, KVM_SET_MSRS, &one) < 0)
         return error_set_errno(error, errno, "KVM_SET_MSRS of the MTRRs failed");
     return 0;

@@ -87,42 +87,12 @@ static int load_bytes(struct loader *loader, const struct state_field *field, ui
     return 0;
 }
 
-static int load_elements(struct loader *loader, const struct state_field *field, uint8_t *base,
-                         uint64_t count, unsigned depth, struct error *error)
-{
-    if (count > field->capacity)
-        return error_set(error, EINVAL, "%" PRIu64 " elements, at most %zu fit", count,
-                         field->capacity);
-    for (uint64_t i = 0; i < count; i++) {
-        uint8_t *element = base + field->offset + i * field->size;
-
-        if (load_fields(loader, field->fields, element, depth + 1, error) < 0)
-            return error_prefix(error, "element %" PRIu64 ": ", i);
-    }
-    put_uint(base + field->length_offset, sizeof(uint32_t), count);
-    return 0;
-}
-
-static int load_array(struct loader *loader, const struct state_field *field, uint8_t *base,
-                      unsigned depth, struct error *error)
-{
-    struct item item;
-    int ret = item_expect(loader->cursor, ITEM_ARRAY, &item, error);
-
-    return ret < 0 ? ret : load_elements(loader, field, base, item.value, depth, error);
-}
-
 static int load_blob(struct loader *loader, const struct state_field *field, uint8_t *base,
-                     unsigned depth, struct error *error)
+                     struct error *error)
 {
-    struct cursor start = *loader->cursor;
     struct item item;
-    int ret = item_read(loader->cursor, &item, error);
+    int ret = item_expect(loader->cursor, ITEM_BYTES, &item, error);
 
-    if (ret == 0 && item.kind == ITEM_ARRAY && field->fields) /* of an older version */
-        return load_elements(loader, field, base, item.value, depth, error);
-    *loader->cursor = start;
-    ret = item_expect(loader->cursor, ITEM_BYTES, &item, error);
     if (ret < 0)
         return ret;
     if (item.length > field->capacity * field->size || item.length % field->size != 0)
@@ -132,6 +102,36 @@ static int load_blob(struct loader *loader, const struct state_field *field, uin
         memcpy(base + field->offset, item.bytes, item.length);
     put_uint(base + field->length_offset, sizeof(uint32_t), item.length / field->size);
     return 0;
+}
+
+static int load_array(struct loader *loader, const struct state_field *field, uint8_t *base,
+                      unsigned depth, struct error *error)
+{
+    struct item item;
+    int ret = item_expect(loader->cursor, ITEM_ARRAY, &item, error);
+
+    if (ret < 0)
+        return ret;
+    if (item.value > field->capacity)
+        return error_set(error, EINVAL, "%" PRIu64 " elements, at most %zu fit", item.value,
+                         field->capacity);
+    for (uint64_t i = 0; i < item.value; i++) {
+        uint8_t *element = base + field->offset + i * field->size;
+
+        if (load_fields(loader, field->fields, element, depth + 1, error) < 0)
+            return error_prefix(error, "element %" PRIu64 ": ", i);
+    }
+    put_uint(base + field->length_offset, sizeof(uint32_t), item.value);
+    return 0;
+}
+
+/* How an older version wrote what is packed now. */
+static bool is_array_next(struct cursor cursor)
+{
+    struct error ignored;
+    struct item item;
+
+    return item_read(&cursor, &item, &ignored) == 0 && item.kind == ITEM_ARRAY;
 }
 
 static int load_value(struct loader *loader, const struct state_field *field, uint8_t *base,
@@ -149,7 +149,9 @@ static int load_value(struct loader *loader, const struct state_field *field, ui
     case STATE_KIND_BYTES:
         return load_bytes(loader, field, member, error);
     case STATE_KIND_BLOB:
-        return load_blob(loader, field, base, depth, error);
+        if (field->fields && is_array_next(*loader->cursor))
+            return load_array(loader, field, base, depth, error);
+        return load_blob(loader, field, base, error);
     case STATE_KIND_ARRAY:
         return load_array(loader, field, base, depth, error);
     }

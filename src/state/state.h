@@ -106,26 +106,22 @@ struct state_type {
         .capacity = sizeof(((type *)0)->member), .length_offset = offsetof(type, length_member),   \
         .since = (since_)                                                                          \
     }
-/* An array of structs without padding, as one byte string: for those that are long, since every
- * field of every element takes time in a blackout. May take the place of a STATE_ARRAY in a newer
- * version of a type, with a min_reader of that version: streams of before are read by way of the
- * fields. Bounds are the type's check to mind. */
-#define STATE_PACKED(type, member, count_member, element_fields, since_)                           \
+#define STATE_ELEMENTS_(kind_, type, member, count_member, element_fields, since_)                 \
     {                                                                                              \
-        .name = #member, .kind = STATE_KIND_BLOB, .offset = offsetof(type, member),                \
+        .name = #member, .kind = (kind_), .offset = offsetof(type, member),                        \
         .size = sizeof(((type *)0)->member[0]),                                                    \
         .capacity = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]),                  \
         .length_offset = offsetof(type, count_member), .fields = (element_fields),                 \
         .since = (since_)                                                                          \
     }
 #define STATE_ARRAY(type, member, count_member, element_fields, since_)                            \
-    {                                                                                              \
-        .name = #member, .kind = STATE_KIND_ARRAY, .offset = offsetof(type, member),               \
-        .size = sizeof(((type *)0)->member[0]),                                                    \
-        .capacity = sizeof(((type *)0)->member) / sizeof(((type *)0)->member[0]),                  \
-        .length_offset = offsetof(type, count_member), .fields = (element_fields),                 \
-        .since = (since_)                                                                          \
-    }
+    STATE_ELEMENTS_(STATE_KIND_ARRAY, type, member, count_member, element_fields, since_)
+/* An array of structs without padding, as one byte string: for those that are long, since every
+ * field of every element takes time in a blackout. May take the place of a STATE_ARRAY in a newer
+ * version of a type, with a min_reader of that version: streams of before are read by way of the
+ * fields. Bounds are the type's check to mind. */
+#define STATE_PACKED(type, member, count_member, element_fields, since_)                           \
+    STATE_ELEMENTS_(STATE_KIND_BLOB, type, member, count_member, element_fields, since_)
 #define STATE_END                                                                                  \
     {                                                                                              \
         .name = NULL                                                                               \

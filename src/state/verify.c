@@ -92,7 +92,7 @@ static int verify_field(const struct state_type *type, const struct state_field 
             return error_set(error, EINVAL, "type '%s': fields '%s' and '%s' overlap", type->name,
                              fields[i].name, field->name);
     }
-    if (field->kind == STATE_KIND_ARRAY)
+    if (field->fields)
         return verify_fields(type, field->fields, field->size, depth + 1, error);
     return 0;
 }

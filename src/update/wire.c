@@ -23,9 +23,12 @@ _Static_assert(BATCH_MAX *(FDSET_NAME_SIZE + 32) < CHANNEL_PAYLOAD_MAX, "names d
 /* --- tables -------------------------------------------------------------------------------- */
 
 static const struct state_field stage_fields[] = {
-    STATE_STRING(struct wire_stage, name, 1), STATE_UINT(struct wire_stage, start_ns, 1),
-    STATE_UINT(struct wire_stage, end_ns, 1), STATE_UINT(struct wire_stage, incoming_ns, 1),
-    STATE_UINT(struct wire_stage, bytes, 3),  STATE_END,
+    STATE_STRING(struct wire_stage, name, 1),
+    STATE_UINT(struct wire_stage, start_ns, 1),
+    STATE_UINT(struct wire_stage, end_ns, 1),
+    STATE_UINT(struct wire_stage, incoming_ns, 1),
+    STATE_UINT(struct wire_stage, bytes, 3), /* of messages, and of what they refer to */
+    STATE_END,
 };
 
 static const struct state_field vcpu_fields[] = {
