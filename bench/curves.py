@@ -31,10 +31,10 @@ time.sleep(3600)
 
 
 @contextmanager
-def guest_with(cpus: int = 1, memory: int = 256, drives: int = 1) -> Iterator[Guest]:
+def guest_with(cpus: int = 1, memory: int = 256, devices: int = 1) -> Iterator[Guest]:
     words = []
-    for number in range(drives):
-        words += vfio_options(f"{number + 1:02x}:00.0", ident=f"nvme{number}", declare=number == 0)
+    for number in range(devices):
+        words += vfio_options(f"{number + 1:02x}:00.0", ident=f"device{number}", declare=number == 0)
     with Guest(*words, memory=f"{memory}M", cpus=cpus, initrd=None, append=APPEND) as guest:
         yield guest.boot()
 
@@ -61,13 +61,13 @@ def by_processors(count: int) -> dict[str, float]:
 
 
 def by_devices(count: int) -> dict[str, float]:
-    with guest_with(drives=count) as guest:
+    with guest_with(devices=count) as guest:
         return point(guest)
 
 
 def by_vectors(count: int) -> dict[str, float]:
-    """In use by a driver in the guest, of a drive that has 65; besides those of the drive with the root file system."""
-    with guest_with(drives=2) as guest:
+    """In use by a driver in the guest, of a drive (virtio-blk) that has 64; besides those of the drive with the root file system."""
+    with guest_with(devices=2) as guest:
         guest.put("/tmp/edu_driver.py", (ROOT / "tests/system/edu_driver.py").read_text())
         guest.put("/tmp/vectors.py", DRIVER)
         guest.command(f"(setsid python3 /tmp/vectors.py 0000:00:02.0 {count} </dev/null >/tmp/log 2>&1 &); "

@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "system")]
 import observe  # noqa: E402
 from baton_lab import NVME_ROOT, ROOT_INITRD, VMLINUX, Console, Guest, Qmp, cpr_channel, end_process, vfio_options, wait_for  # noqa: E402
 
-APPEND = f"console=ttyS0 quiet baton.quiet pty.legacy_count=0 initcall_blacklist=svm_init pci=lastbus=0 {NVME_ROOT} {observe.APPEND}"
+APPEND = f"{NVME_ROOT} {observe.APPEND}"  # besides QUIET, which a Guest of baton_lab has by itself
+QUIET = "console=ttyS0 quiet baton.quiet pty.legacy_count=0 initcall_blacklist=svm_init"
 REST_SECONDS = 0.3  # after a dry run, which costs the guest something, too
 BACK_ENDS = {"iommufd": "iommufd0", "container": ""}
 
@@ -122,7 +123,7 @@ class Qemu:
                 "-m", f"{setup.memory}M", "-machine", "q35,accel=kvm,memory-backend=ram0,aux-ram-share=on",
                 "-object", f"memory-backend-memfd,id=ram0,size={setup.memory}M,share=on", *devices,
                 "-serial", f"unix:{self.path('console')},server=on,wait=off", "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
-                "-kernel", VMLINUX, "-append", f"{APPEND} {setup.append}", *(["-initrd", ROOT_INITRD] if ROOT_INITRD else []), *more]
+                "-kernel", VMLINUX, "-append", f"{QUIET} {APPEND} {setup.append}", *(["-initrd", ROOT_INITRD] if ROOT_INITRD else []), *more]
 
     def run(self, *more: str) -> None:
         log = (self.directory / "log").open("ab")
