@@ -23,6 +23,7 @@ from baton_lab import BATON, bind  # noqa: E402 (peers has made it known)
 FLOOR = Path(BATON).parent / "bench" / "floor"
 VECTORS = 8  # of the floor: what a guest's NVMe drive and NIC have together
 CELLS = {"reads": 1, "slowest_read": 2}  # of lab/heartbeat's page
+FLOOR_MOVES = 20  # in each turn: single ones vary a lot
 QUIET_SECONDS = 0.5  # before a hand-over, and twice that after it
 SILENCE_SECONDS = 5
 SLOTS_BEFORE, SLOTS_AFTER = 30, 70
@@ -97,7 +98,7 @@ def main() -> int:
     result: dict[str, Any] = {"options": vars(options), "slots": {"ms": observe.SLOT_NS / 1e6, "before": SLOTS_BEFORE},
                               "floor": [], "monitors": {}}
     for turn in range(options.turns):
-        result["floor"] += run_floor(options.cpus, options.hand_overs)
+        result["floor"] += run_floor(options.cpus, FLOOR_MOVES)
         for kind in (Baton, Qemu):
             for back_end in ("container", "iommufd"):
                 if options.only not in kind.name:
