@@ -133,6 +133,7 @@ static const struct sandbox_rule vcpu[] = {
     {IOCTL(KVM_SET_NESTED_STATE)},
     {IOCTL(KVM_GET_DEVICE_ATTR)},
     {IOCTL(KVM_SET_DEVICE_ATTR)},
+    {IOCTL(UAPI_KVM_PRE_FAULT_MEMORY)},
 };
 
 /* Waits for interrupts and injects them. */

@@ -26,6 +26,7 @@
     EVENT(update_peer_kill,      "pid=%d")                                                         \
     EVENT(update_conclude,       "side=%s status=%s")                                              \
     EVENT(update_blocked,        "reason=%s")                                                      \
+    EVENT(update_warm_up,        "mapped=%ju time=%ju")                                            \
     EVENT(update_predict,        "save=%ju load=%ju trip=%ju blackout=%ju")                        \
     EVENT(vfio_open,             "device=%s host=%s fd=%d")                                        \
     EVENT(vfio_adopt,            "device=%s host=%s fd=%d")                                        \

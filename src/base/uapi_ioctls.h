@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Numbers of the ioctls of iommufd and of VFIO that headers of build hosts may lack, under names of
- * our own. Used by iommu/ (iommu/uapi_compat.h has the structures) and by the list of what a thread
- * may call (sandbox_rules.c). Numbers are the kernel's.
+ * Numbers of the ioctls of iommufd, VFIO and KVM that headers of build hosts may lack, under names
+ * of our own. Used by iommu/ (iommu/uapi_compat.h has the structures) and by the list of what a
+ * thread may call (sandbox_rules.c). Numbers are the kernel's.
  */
 #pragma once
 
 #include <linux/ioctl.h>
+#include <linux/kvm.h>
 #include <linux/vfio.h>
 
 /* iommufd, Linux 6.2 unless said. */
@@ -25,3 +26,6 @@
 #define UAPI_VFIO_DEVICE_FEATURE    _IO(VFIO_TYPE, VFIO_BASE + 17)
 #define UAPI_VFIO_BIND_IOMMUFD      _IO(VFIO_TYPE, VFIO_BASE + 18) /* Linux 6.6 */
 #define UAPI_VFIO_ATTACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 19) /* Linux 6.6 */
+
+/* KVM. The structure has 64 bytes. */
+#define UAPI_KVM_PRE_FAULT_MEMORY _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd5, 64) /* Linux 6.11 */

@@ -185,9 +185,9 @@ void kvm_vm_destroy(struct kvm_vm *vm)
 
 static int free_slot(const struct kvm_vm *vm)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(vm->slots); i++) {
-        if (~vm->slots[i])
-            return (int)(64 * i) + __builtin_ctzll(~vm->slots[i]);
+    for (unsigned i = 0; i < KVM_SLOTS_MAX; i++) {
+        if (vm->slots[i].size == 0)
+            return (int)i;
     }
     return -1;
 }
@@ -211,7 +211,7 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
     if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
         return error_set_errno(error, errno, "KVM cannot map 0x%jx bytes at 0x%jx", (uintmax_t)size,
                                (uintmax_t)gpa);
-    vm->slots[free / 64] |= UINT64_C(1) << (free % 64);
+    vm->slots[free] = (struct kvm_slot){.gpa = gpa, .size = size, .host = host};
     *slot = (unsigned)free;
     return 0;
 }
@@ -221,10 +221,10 @@ void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot)
     struct kvm_userspace_memory_region region = {.slot = slot};
     int ret;
 
-    assert(slot < KVM_SLOTS_MAX && (vm->slots[slot / 64] >> (slot % 64) & 1));
+    assert(slot < KVM_SLOTS_MAX && vm->slots[slot].size != 0);
     ret = ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
     assert(ret == 0); /* deleting an existing slot cannot fail */
-    vm->slots[slot / 64] &= ~(UINT64_C(1) << (slot % 64));
+    vm->slots[slot].size = 0;
 }
 
 void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level)

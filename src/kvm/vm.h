@@ -33,14 +33,21 @@ struct kvm_clock_state {
 };
 extern const struct state_type kvm_clock_state_type;
 
+/** A stretch of guest-physical addresses that is memory. */
+struct kvm_slot {
+    uint64_t gpa;
+    uint64_t size; /**< 0: the slot is free */
+    uint8_t *host; /**< where it is mapped here */
+};
+
 struct kvm_vm {
     int kvm_fd;
     int fd;
     int vfio_fd; /**< KVM's VFIO device, see kvm/vfio.h; -1 while there is none */
     unsigned vcpu_mmap_size;
-    uint64_t slots[KVM_SLOTS_MAX / 64]; /**< bit map of memory slots in use */
-    struct kvm_irqs *irqs;              /**< message-signalled interrupts, see kvm/irq.h */
-    struct kvm_vm_state initial;        /**< as the kernel made it, for a guest reset */
+    struct kvm_slot slots[KVM_SLOTS_MAX];
+    struct kvm_irqs *irqs;       /**< message-signalled interrupts, see kvm/irq.h */
+    struct kvm_vm_state initial; /**< as the kernel made it, for a guest reset */
 };
 
 /** Opens /dev/kvm, checks what baton needs, makes a VM with an in-kernel irqchip and PIT. */

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "kvm/warm_up.h"
 #include "machine/internal.h"
 
 #define DEFINITION_STRING_SIZE (CONFIG_CMDLINE_SIZE + 64)
@@ -465,6 +466,14 @@ void machine_handed_over(struct machine *machine)
     pthread_mutex_unlock(&machine->life);
     if (machine->state.running)
         machine_post_event(machine, MACHINE_EVENT_STOP);
+}
+
+uint64_t machine_warm_up(struct machine *machine, unsigned limit_ms)
+{
+    uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
+
+    return kvm_vcpus_warm_up(machine->vcpus, machine->vcpu_count, ram_is_allocated(&machine->ram),
+                             deadline);
 }
 
 void machine_run_adopted(struct machine *machine)

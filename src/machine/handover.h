@@ -99,6 +99,12 @@ void machine_undo_pause(struct machine *machine);
 /** Outgoing: the guest runs elsewhere now; MACHINE_POSTMIGRATE. */
 void machine_handed_over(struct machine *machine);
 
+/**
+ * Incoming: does what can be done for the guest's first steps here, see kvm/warm_up.h.
+ * @return bytes of guest memory, BARs among them, that it will not have to wait for
+ */
+uint64_t machine_warm_up(struct machine *machine, unsigned limit_ms);
+
 /** Incoming: lets the guest run, or be paused, as it was. */
 void machine_run_adopted(struct machine *machine);
 

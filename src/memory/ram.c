@@ -15,12 +15,8 @@
 #include "base/util.h"
 #include "memory/layout.h"
 
-/* Linux 5.14. */
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
-#define RAM_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define RAM_SEALS       (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define STAT_BLOCK_SIZE 512u /* stat(3type) */
 
 static unsigned memfd_flags(uint64_t hugetlb_size)
 {
@@ -142,6 +138,14 @@ void ram_destroy(struct ram *ram)
         munmap(ram->host, ram->size);
     close_fd(ram->fd);
     *ram = (struct ram){.fd = -1};
+}
+
+bool ram_is_allocated(const struct ram *ram)
+{
+    struct stat status;
+
+    return fstat(ram->fd, &status) == 0 &&
+           (uint64_t)status.st_blocks * STAT_BLOCK_SIZE >= ram->size;
 }
 
 void *ram_pointer(const struct ram *ram, uint64_t gpa, uint64_t size)

@@ -50,5 +50,9 @@ int ram_adopt(struct ram *ram, int fd, uint64_t size, uint64_t hugetlb_size, str
 
 void ram_destroy(struct ram *ram);
 
+/** @return whether all of it has been allocated, as memory that devices may reach is: to touch a
+ * page takes no more of the host's memory */
+bool ram_is_allocated(const struct ram *ram);
+
 /** @return where [gpa, gpa + size) is mapped, or NULL when it is not all in one region */
 void *ram_pointer(const struct ram *ram, uint64_t gpa, uint64_t size);

@@ -76,7 +76,9 @@ struct stage {
     void (*undo_outgoing)(struct outgoing *outgoing);
     enum update_status status; /**< what query-migrate says meanwhile */
     bool rehearsal;            /**< part of a dry run: changes nothing that would need an undo */
-    bool blackout;             /**< the guest stands still: nobody is told before it runs again */
+    /** The guest stands still, or takes its first steps: nobody is told before the next stage that
+     * is not quiet, or the end. */
+    bool quiet;
     unsigned limit_ms;
 };
 

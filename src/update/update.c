@@ -88,7 +88,7 @@ static void changed(struct update *update)
 }
 
 /* This also makes the end of the stage before known. The main thread has much to do then, and so
- * has whoever listens to its events: not while the guest stands still. */
+ * has whoever listens to its events, on processors that the guest may need. */
 void update_stage_begins(struct update *update, const struct stage *stage)
 {
     struct update_report *report = &update->report;
@@ -99,7 +99,7 @@ void update_stage_begins(struct update *update, const struct stage *stage)
     report->stages[report->stage_count++] =
         (struct update_stage_time){.name = stage->name, .start_ns = clock_ns()};
     pthread_mutex_unlock(&update->lock);
-    if (!stage->blackout)
+    if (!stage->quiet)
         changed(update);
 }
 

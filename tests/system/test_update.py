@@ -67,6 +67,13 @@ def test_memory_types(guest: Guest) -> None:
     assert [read_msr(guest, index) for index in (MTRR_DEFAULT, MTRR_BASE, MTRR_MASK)] == before
 
 
+def test_memory_is_mapped_before(guest: Guest) -> None:
+    """The guest need not wait for each page that it touches in the new process; how many the time was enough for says the kernel."""
+    update = guest.update("--trace", "update_warm_up")
+    mapped = re.search(r"update_warm_up mapped=(\d+)", update.errors)
+    assert mapped and int(mapped[1]) >= 32 << 20, update.errors
+
+
 def test_one_update(guest: Guest) -> None:
     """The process changes; the guest's memory, disks and shell are what they were."""
     guest.command("echo kept > /tmp/memory; echo kept > /root/disk")

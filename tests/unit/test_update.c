@@ -151,6 +151,12 @@ int config_compare(const struct config *running, const struct config *given, str
     return step(&fixture->machine, "compare", error);
 }
 
+uint64_t machine_warm_up(struct machine *machine, unsigned limit_ms)
+{
+    assert_true(limit_ms > 0);
+    return step(machine, "warm-up", NULL) == 0 ? MIB : 0;
+}
+
 int machine_adopt(struct machine **machine, const struct config *config, const struct config *given,
                   const struct machine_facts *facts, struct fdset *fds, sd_event *loop,
                   struct error *error)
@@ -960,7 +966,7 @@ static struct outcome take_over(struct fixture *fixture, const char *script)
 }
 
 #define ADOPTED "compare adopt control"
-#define LOADED  ADOPTED " load probe own load"
+#define LOADED  ADOPTED " load probe warm-up own load"
 #define SETTLED LOADED " run proxy kernel console peers"
 
 static void incoming_completed(void **state)
@@ -1136,7 +1142,7 @@ static void incoming_parts_fail(void **state)
         {"control", 0, ADOPTED " release", 2},
         {"load", 0, ADOPTED " load release", 3},
         {"probe", 0, ADOPTED " load probe release", 3},
-        {"own", 0, ADOPTED " load probe own release", 4},
+        {"own", 0, ADOPTED " load probe warm-up own release", 4},
         {"load", 1, LOADED " release", 5},
     };
 
