@@ -211,7 +211,7 @@ int kvm_vm_map(struct kvm_vm *vm, uint64_t gpa, uint64_t size, void *host, bool 
     if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
         return error_set_errno(error, errno, "KVM cannot map 0x%jx bytes at 0x%jx", (uintmax_t)size,
                                (uintmax_t)gpa);
-    vm->slots[free] = (struct kvm_slot){.gpa = gpa, .size = size, .host = host};
+    vm->slots[free] = (struct kvm_slot){.gpa = gpa, .size = size};
     *slot = (unsigned)free;
     return 0;
 }

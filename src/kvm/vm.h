@@ -37,7 +37,6 @@ extern const struct state_type kvm_clock_state_type;
 struct kvm_slot {
     uint64_t gpa;
     uint64_t size; /**< 0: the slot is free */
-    uint8_t *host; /**< where it is mapped here */
 };
 
 struct kvm_vm {

@@ -9,7 +9,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 
 #include "base/uapi_ioctls.h"
 #include "base/util.h"
@@ -29,8 +28,7 @@ _Static_assert(sizeof(struct uapi_pre_fault_memory) == 64, "the kernel's");
 struct warm_up {
     struct kvm_slot slots[KVM_SLOTS_MAX];
     unsigned slot_count;
-    uint64_t size;     /* of all slots; 0: no memory is to be mapped */
-    bool second_stage; /* the kernel can fill those tables, too */
+    uint64_t size; /* of all slots; 0: no memory is to be mapped */
     uint64_t deadline_ns;
     _Atomic uint64_t next;   /* where the next chunk begins */
     _Atomic uint64_t mapped; /* bytes */
@@ -62,10 +60,8 @@ static void enter_once(struct kvm_vcpu *vcpu)
     ioctl(vcpu->fd, KVM_RUN, 0);
 }
 
-/* The kernel may map less than it was asked for, and goes on with the rest when asked again.
- * @return bytes that are mapped */
-static uint64_t map_second_stage(const struct warm_up *warm_up, int vcpu_fd, uint64_t gpa,
-                                 uint64_t size)
+/* The kernel may map less than it was asked for, and goes on with the rest when asked again. */
+static void map_range(struct warm_up *warm_up, int vcpu_fd, uint64_t gpa, uint64_t size)
 {
     struct uapi_pre_fault_memory range = {.gpa = gpa, .size = size};
     int ret;
@@ -74,24 +70,7 @@ static uint64_t map_second_stage(const struct warm_up *warm_up, int vcpu_fd, uin
         ret = ioctl(vcpu_fd, UAPI_KVM_PRE_FAULT_MEMORY, &range);
     } while ((ret == 0 || errno == EINTR || errno == EAGAIN) && range.size > 0 &&
              clock_ns() < warm_up->deadline_ns);
-    return size - range.size;
-}
-
-/* This process's own tables, at least: the fault of a guest is handled sooner then. What cannot be
- * touched, a BAR, is refused by the kernel. */
-static uint64_t map_here(uint8_t *host, uint64_t size)
-{
-    return madvise(host, size, MADV_POPULATE_WRITE) == 0 ? size : 0;
-}
-
-static void map_range(struct warm_up *warm_up, int vcpu_fd, const struct kvm_slot *slot,
-                      uint64_t offset, uint64_t size)
-{
-    uint64_t mapped = warm_up->second_stage
-                          ? map_second_stage(warm_up, vcpu_fd, slot->gpa + offset, size)
-                          : map_here(slot->host + offset, size);
-
-    atomic_fetch_add(&warm_up->mapped, mapped);
+    atomic_fetch_add(&warm_up->mapped, size - range.size);
 }
 
 /* A chunk may reach over the end of a slot, or over several. */
@@ -104,7 +83,7 @@ static void map_chunk(struct warm_up *warm_up, int vcpu_fd, uint64_t start)
         uint64_t from = MAX(start, base), to = MIN(start + CHUNK, base + slot->size);
 
         if (from < to)
-            map_range(warm_up, vcpu_fd, slot, from - base, to - from);
+            map_range(warm_up, vcpu_fd, slot->gpa + (from - base), to - from);
     }
 }
 
@@ -129,8 +108,7 @@ uint64_t kvm_vcpus_warm_up(struct kvm_vcpu *vcpus, unsigned count, bool memory,
     struct warm_up warm_up = {.deadline_ns = deadline_ns};
     struct error ignored;
 
-    warm_up.second_stage = kvm_vm_check(vcpus[0].vm, UAPI_KVM_CAP_PRE_FAULT_MEMORY, &ignored) > 0;
-    if (memory)
+    if (memory && kvm_vm_check(vcpus[0].vm, UAPI_KVM_CAP_PRE_FAULT_MEMORY, &ignored) > 0)
         take_slots(&warm_up, vcpus[0].vm);
     kvm_vcpus_call(vcpus, count, warm_up_vcpu, &warm_up, &ignored);
     return atomic_load(&warm_up.mapped);

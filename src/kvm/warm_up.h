@@ -14,8 +14,9 @@
 
 /**
  * Has the vCPUs' threads do it, in parallel, until all is done or the time is over. Only speed
- * depends on it: what fails is left to the guest's first steps. A kernel that cannot fill
- * second-stage tables (KVM_PRE_FAULT_MEMORY: Linux 6.11) fills this process's own.
+ * depends on it: what fails is left to the guest's first steps, as the page tables are where the
+ * kernel cannot fill them (KVM_PRE_FAULT_MEMORY: Linux 6.11). To fill this process's own tables
+ * instead has been tried, and the guest noticed nothing of it.
  * @param vcpus       at least one; they do not run guest code, nor are let run meanwhile
  * @param memory      also fill page tables, for all that the VM has slots for, the smallest first:
  *                    BARs. Memory that has not been touched before is allocated by it.

@@ -15,8 +15,7 @@
 
 #define DESCRIPTORS_LIMIT_MS 10000
 #define ENTRY_LIMIT_NS       UINT64_C(200000000)
-#define WARM_UP_LIMIT_MS                                                                           \
-    400 /* what a hand-over may take longer, so that the guest gets on sooner */
+#define WARM_UP_LIMIT_MS     200
 
 int incoming_hello(struct update_incoming *incoming, struct error *error)
 {
