@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The part of bench/curves that runs in the lab machine (L1): how baton's blackout depends on what a guest has. One thing is varied
-at a time, and what it is compared with is measured in the same run. Writes /results/curves.json."""
+at a time, and what it is compared with is measured in the same run. Writes /results/curves.json and curves.md."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import APPEND, ROOT
+from report import markdown
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from baton_lab import Guest, bind, vfio_options  # noqa: E402
@@ -83,6 +84,13 @@ CURVES: dict[str, tuple[Callable[[int], dict[str, float]], tuple[int, ...]]] = {
 }
 
 
+def table(curves: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    lines = [["", "", "blackout, median / worst, ms", "whole update, median, ms"]]
+    for name, points in curves.items():
+        lines += [[name, f"{at['value']}", f"{at['median']:.2f} / {at['worst']:.2f}", f"{at['total']:.0f}"] for at in points]
+    return lines
+
+
 def main() -> int:
     bind("all")
     result: dict[str, Any] = {"count": COUNT, "curves": {}}
@@ -93,6 +101,7 @@ def main() -> int:
             done = measure(value)
             result["curves"].setdefault(name, []).append({"value": value, **done})
             print(f"{name} {value}: blackout {done['median']:.2f} / {done['worst']:.2f} ms, whole update {done['total']:.0f} ms", flush=True)
+    Path("/results/curves.md").write_text(f"{COUNT} updates at each point.\n\n{markdown(table(result['curves']))}\n")
     Path("/results/curves.json").write_text(json.dumps(result) + "\n")
     return 0
 
