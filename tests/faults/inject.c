@@ -54,7 +54,8 @@ __attribute__((constructor)) static void map_page(void)
 
     if (fd < 0)
         return;
-    mapping = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    /* All of it at once: page faults are counted, too, and must be baton's. */
+    mapping = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     close(fd);
     if (mapping != MAP_FAILED)
         page = mapping;
@@ -165,7 +166,7 @@ static bool fault(const char *name, uint64_t request)
     if (page->action == FAULT_NONE || page->plan.number != number ||
         !is_same_kind(&page->plan, here, name, request) || atomic_fetch_add(&page->reached, 1) != 0)
         return false;
-    while (page->action == FAULT_HOLD)
+    while (page->action == FAULT_HOLD && page->reached != 0)
         ;
     if (page->action != FAULT_ERROR)
         return false;

@@ -25,8 +25,8 @@ struct fault_call {
 enum fault_action {
     FAULT_NONE = 0,
     FAULT_ERROR = 1, /**< the call is not made and returns an error */
-    FAULT_HOLD = 2,  /**< the call is not made as long as the action is this: time for whoever sends
-                        a signal */
+    FAULT_HOLD = 2,  /**< the call is not made as long as the action is this, and until reached is 0
+                        again: time for whoever sends a signal, or looks */
 };
 
 struct fault_page {

@@ -100,6 +100,11 @@ class Injection:
         struct.pack_into("<i", self.page, 4, error)
         struct.pack_into("<I", self.page, 0, action)
 
+    def hold_next(self, call: Call) -> None:
+        """Whoever is held goes on, up to another call."""
+        self.page[self.PLAN:self.REACHED] = call.pack()
+        struct.pack_into("<I", self.page, self.REACHED, 0)
+
     def clear(self) -> None:
         """Whoever is held goes on. What was logged must not be taken for what is being logged: both processes do that at once."""
         struct.pack_into("<I", self.page, 0, self.NONE)

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M --device e1000e
 """What is done while the guest stands still, counted and not timed: a system call or a byte more must be meant."""
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from baton_lab import Guest, bind, nvme_guest
+from baton_lab import Guest, bind, nvme_guest, vfio_options, wait_for
 from faults import TOOLS, Injection
 
-# By side and stage: system calls that there are once, and once for each vCPU. Locks between threads are not counted; the calls of
+# By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks between threads are not counted; the calls of
 # the last stage on either side include the wait for what comes when the guest runs again.
 CALLS = {
     ("outgoing", "pause"): (1, 11),
@@ -23,15 +25,19 @@ CALLS = {
     ("incoming", "go"): (6, 0),
 }
 STAGES = dict.fromkeys(stage for _, stage in CALLS)
-BYTES, VCPU_BYTES = 4_750, 8_050  # in messages and state; a vCPU's xsave area is most of it
+BYTES, VCPU_BYTES, DEVICE_BYTES = 4_000, 8_050, 850  # in messages and state; a vCPU's xsave area is most of its part
 
 
-@pytest.fixture(scope="module", params=[("iommufd0", 1), ("", 1), ("iommufd0", 2)], ids=["iommufd", "container", "two-processors"])
+@pytest.fixture(scope="module", params=[("iommufd0", 1, 1), ("", 1, 1), ("iommufd0", 2, 1), ("iommufd0", 1, 3)],
+                ids=["iommufd", "container", "two-processors", "three-devices"])
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     """With the recorder of test_faults.py in its process."""
-    iommufd, cpus = request.param
-    bind("01:00.0")
-    with nvme_guest("-trace", "update_*", iommufd=iommufd, cpus=cpus) as guest:
+    iommufd, cpus, devices = request.param
+    bind("all")
+    words = [word for number in range(1, devices)
+             for word in vfio_options(f"{number + 1:02x}:00.0", ident=f"device{number}", iommufd=iommufd, declare=False)]
+    with nvme_guest("-trace", "update_*", *words, iommufd=iommufd, cpus=cpus) as guest:
+        guest.devices = devices
         guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"), "BATON_FAULTS": str(guest.directory / "faults")}
         guest.injection = Injection(guest.directory / "faults")
         guest.boot()
@@ -50,4 +56,36 @@ def test_bytes(guest: Guest) -> None:
     guest.update("--trace", "update_*")
     stages = guest.qmp.execute("query-migrate")["baton"]["stages"]
     moved = {stage["name"]: stage["bytes"] for stage in stages if stage["name"] in STAGES}
-    assert 0 < sum(moved.values()) <= BYTES + VCPU_BYTES * guest.cpus, moved
+    assert 0 < sum(moved.values()) <= BYTES + VCPU_BYTES * guest.cpus + DEVICE_BYTES * guest.devices, moved
+
+
+# Between these there is nothing but the blackout: the first call of the first stage, and one of the last stage's.
+BOUNDS = {"outgoing": ("pause", "finish"), "incoming": ("switch", "go")}
+
+
+def minor_faults(pid: int) -> int:
+    """Of all threads that a process has had."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[7])
+
+
+@pytest.mark.parametrize("side", BOUNDS)
+def test_page_faults(guest: Guest, side: str) -> None:
+    """Whatever is touched in the blackout has been touched before, on either side."""
+    guest.injection.clear()
+    guest.update("--trace", "update_*")
+    first, last = ([call for call in guest.injection.calls() if (call.side, call.stage) == (side, stage)] for stage in BOUNDS[side])
+    before, words = guest.pid, [guest.binary, "update", guest.name, "--trace", "update_*"]
+    guest.injection.plan(Injection.HOLD, first[0])
+    with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
+        wait_for(str(first[0]), lambda: guest.injection.reached)
+        others = [pid for pid in guest.processes() if pid not in (before, update.pid)]
+        watched = before if side == "outgoing" else others[0]
+        faults = minor_faults(watched)
+        guest.injection.hold_next(last[-1] if side == "incoming" else last[0])
+        wait_for(str(last), lambda: guest.injection.reached)
+        faults = minor_faults(watched) - faults
+        guest.injection.clear()
+        output, errors = update.communicate(timeout=60)
+    assert update.returncode == 0, output + errors
+    guest.drop_clients()
+    assert faults == 0
