@@ -13,7 +13,7 @@
 #include "base/uapi_ioctls.h"
 #include "base/util.h"
 
-#define CHUNK                         (32 * MIB) /* takes some 10 ms, page by page */
+#define CHUNK                         (8 * MIB) /* takes some milliseconds, page by page */
 #define UAPI_KVM_CAP_PRE_FAULT_MEMORY 236
 
 /* struct kvm_pre_fault_memory. */

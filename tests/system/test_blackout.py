@@ -14,8 +14,9 @@ import pytest
 from baton_lab import Guest, bind, nvme_guest, vfio_options, wait_for
 from faults import TOOLS, Injection
 
-# By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks between threads are not counted; the calls of
-# the last stage on either side include the wait for what comes when the guest runs again.
+# By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks
+# between threads are not counted; the calls of the last stage on either side include the wait for what comes when the guest runs
+# again.
 CALLS = {
     ("outgoing", "pause"): (1, 11),
     ("outgoing", "switch"): (8, 0),
@@ -59,8 +60,9 @@ def test_bytes(guest: Guest) -> None:
     assert 0 < sum(moved.values()) <= BYTES + VCPU_BYTES * guest.cpus + DEVICE_BYTES * guest.devices, moved
 
 
-# Between these there is nothing but the blackout: the first call of the first stage, and one of the last stage's.
-BOUNDS = {"outgoing": ("pause", "finish"), "incoming": ("switch", "go")}
+# The blackout, from the first call of a stage to one of another; on the incoming side to where the guest is claimed, before it runs:
+# then its vCPUs' threads fault in its memory.
+BOUNDS = {"outgoing": (("pause", 0), ("finish", 0)), "incoming": (("switch", 0), ("go", 1))}
 
 
 def minor_faults(pid: int) -> int:
@@ -73,15 +75,16 @@ def test_page_faults(guest: Guest, side: str) -> None:
     """Whatever is touched in the blackout has been touched before, on either side."""
     guest.injection.clear()
     guest.update("--trace", "update_*")
-    first, last = ([call for call in guest.injection.calls() if (call.side, call.stage) == (side, stage)] for stage in BOUNDS[side])
+    first, last = ([call for call in guest.injection.calls() if (call.side, call.stage) == (side, stage)][index]
+                   for stage, index in BOUNDS[side])
     before, words = guest.pid, [guest.binary, "update", guest.name, "--trace", "update_*"]
-    guest.injection.plan(Injection.HOLD, first[0])
+    guest.injection.plan(Injection.HOLD, first)
     with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
-        wait_for(str(first[0]), lambda: guest.injection.reached)
+        wait_for(str(first), lambda: guest.injection.reached)
         others = [pid for pid in guest.processes() if pid not in (before, update.pid)]
         watched = before if side == "outgoing" else others[0]
         faults = minor_faults(watched)
-        guest.injection.hold_next(last[-1] if side == "incoming" else last[0])
+        guest.injection.hold_next(last)
         wait_for(str(last), lambda: guest.injection.reached)
         faults = minor_faults(watched) - faults
         guest.injection.clear()
