@@ -63,7 +63,7 @@ def one_hand_over(monitor: Any) -> dict[str, Any]:
     time.sleep(2 * QUIET_SECONDS)
     report = watcher.report()
     own, predicted = (ns / 1e6 if ns is not None else None for ns in (done.own_ns, done.predicted_ns))
-    return {"own_ms": own, "predicted_ms": predicted, "total_ms": (done.end - done.begin) / 1e6,
+    return {"own_ms": own, "predicted_ms": predicted, "total_ms": (done.end - done.begin) / 1e6, "teardown_ms": (done.gone - done.end) / 1e6,
             "outside_ms": observe.longest_ns(report, done.begin, done.end) / 1e6, "slowest_read_ms": slowest / 1e6,
             "usual_slowest_read_ms": usual / 1e6, "stages_ms": done.stages,
             "slots": slots_around(report, done.begin, done.end)}

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "system")]
 import observe  # noqa: E402
-from baton_lab import NVME_ROOT, ROOT_INITRD, VMLINUX, Console, Guest, Qmp, cpr_channel, end_process, vfio_options, wait_for  # noqa: E402
+from baton_lab import NVME_ROOT, ROOT_INITRD, VMLINUX, Console, Guest, Qmp, cpr_channel, end_process, is_alive, vfio_options, wait_for  # noqa: E402
 
 APPEND = f"{NVME_ROOT} {observe.APPEND}"  # besides QUIET, which a Guest of baton_lab has by itself
 QUIET = "console=ttyS0 quiet baton.quiet pty.legacy_count=0 initcall_blacklist=svm_init"
@@ -47,6 +47,7 @@ class HandOver:
 
     begin: int
     end: int = 0
+    gone: int = 0  # the former process has ended
     predicted_ns: int | None = None  # by a dry run before
     own_ns: int | None = None  # blackout by the processes' own clocks
     stages: dict[str, float] = field(default_factory=dict)  # milliseconds
@@ -80,9 +81,12 @@ class Baton:
         predicted = self.guest.update("--dry-run").predicted_ms
         assert predicted is not None
         time.sleep(REST_SECONDS)
+        former = self.guest.pid
         result = HandOver(now_ns(), predicted_ns=int(predicted * 1e6))
         update = self.guest.update()
         result.end = now_ns()
+        wait_for("the former process's end", lambda: not is_alive(former))
+        result.gone = now_ns()
         assert update.blackout_ms is not None
         result.own_ns, result.stages = int(update.blackout_ms * 1e6), update.stages
         return result
@@ -172,6 +176,7 @@ class Qemu:
             pass
         old.close()
         self.processes[0].wait(60)
+        result.gone = now_ns()
 
     def end(self) -> None:
         for process in self.processes:
@@ -194,7 +199,7 @@ class QemuExec(Qemu):
         old.execute("migrate", uri=f"file:{state}")
         new = Qmp(self.path("qmp"))
         wait_for("the guest after exec", lambda: new.execute("query-status")["running"])
-        result.end = now_ns()
+        result.end = result.gone = now_ns()
         new.close()
         old.close()
         return result

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = [("blackout, own clocks", "own_ms"), ("predicted by a dry run", "predicted_ms"), ("longest silence outside", "outside_ms"),
-           ("slowest read", "slowest_read_ms"), ("whole hand-over", "total_ms")]
+           ("slowest read", "slowest_read_ms"), ("whole hand-over", "total_ms"), ("until the former process is gone", "teardown_ms")]
 FLOOR_PARTS = [("kick", "kick_ns"), ("save vCPUs", "save_ns"), ("save controllers", "chips_save_ns"), ("move irqfds", "irqfds_ns"),
                ("load controllers", "chips_load_ns"), ("load vCPUs, enter", "load_ns")]
 COLOURS = ("#0b6e4f", "#69b578", "#c1292e", "#f1a208", "#5c415d")
