@@ -40,8 +40,12 @@ static const struct state_field state_fields[] = {
 /* Whether any vector from @p first on is armed. */
 static bool any_armed(const struct vfio_pci_state *state, unsigned first)
 {
-    for (unsigned i = first; i < PCI_MSIX_VECTORS_MAX; i++) {
-        if (state->armed[i / 8] & (1u << (i % 8)))
+    unsigned byte = first / 8;
+
+    if (first % 8 != 0 && state->armed[byte++] >> (first % 8) != 0)
+        return true;
+    while (byte < sizeof(state->armed)) {
+        if (state->armed[byte++] != 0)
             return true;
     }
     return false;

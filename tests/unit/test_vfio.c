@@ -1028,6 +1028,28 @@ static void test_state_check(void **state)
     assert_int_equal(vfio_pci_state_type.check(&s, &error), 0);
 }
 
+/* The last vector that there is may be armed, the first that there is not may not. */
+static void test_state_check_armed(void **state)
+{
+    static struct vfio_pci_state s;
+    struct error error = {0};
+
+    memset(&s, 0, sizeof(s));
+    s.armed_index = VFIO_ARMED_MSIX;
+    s.msix.control = PCI_MSIX_FLAGS_ENABLE;
+    for (unsigned count = 1; count <= PCI_MSIX_VECTORS_MAX; count++) {
+        unsigned last = count - 1;
+
+        s.msix.count = count;
+        s.armed[last / 8] |= (uint8_t)(1u << (last % 8));
+        assert_int_equal(vfio_pci_state_type.check(&s, &error), 0);
+        s.msix.count = last;
+        assert_int_equal(vfio_pci_state_type.check(&s, &error), -EINVAL);
+        if (count % 3 == 0) /* also with nothing before it */
+            s.armed[last / 8] &= (uint8_t) ~(1u << (last % 8));
+    }
+}
+
 /* Through bytes and back, with the largest table that there is. */
 static void test_state_round_trip(void **state)
 {
@@ -1123,6 +1145,7 @@ int main(void)
         TEST(test_apply),
         TEST(test_apply_refuses),
         TEST(test_state_check),
+        TEST(test_state_check_armed),
         TEST(test_state_round_trip),
         TEST(test_adopt_checks_descriptor),
         TEST(test_open_names_the_device),
