@@ -45,6 +45,10 @@ BOOT_PATIENCE = 300.0  # seconds; it takes five to fifteen, and several times th
 STAGES = ("hello", "describe", "prepare", "rehearse", "quiesce", "pause", "switch", "go", "run", "finish")
 
 
+# What a guest's kernel says first when something is badly wrong.
+COMPLAINT = re.compile(r"BUG: |Oops|kernel BUG|general protection|unable to handle|stack guard|double fault|Kernel panic|Call Trace")
+
+
 class LabError(AssertionError):
     """Something that a test waited for did not happen; the message says what there was instead."""
 
@@ -531,6 +535,9 @@ class Guest:
                 pass
             # without what Console.finish() waited for, of which there may be thousands
             said = re.sub(rf"^(({re.escape(PROMPT)})*@t\d+:\d+@\n)+", "", console.text, flags=re.M)
+            complaint = COMPLAINT.search(said)
+            if complaint and complaint.start() < len(said) - 6000:
+                parts.append(f"---- console, where its kernel began to complain\n{said[max(complaint.start() - 1000, 0):][:5000]}")
             parts.append(f"---- console\n{said[-6000:]}")
         for update in self.updates[-2:]:
             parts.append(f"---- baton update: exit status {update.status}\n{update.output}{update.errors}")
