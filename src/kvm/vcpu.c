@@ -425,10 +425,8 @@ static int load(struct kvm_vcpu *vcpu, void *argument, struct error *error)
     return write_state(vcpu, vcpu->state, error);
 }
 
-int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, bool rehearsal, struct error *error)
+int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, struct error *error)
 {
-    for (unsigned i = 0; rehearsal && i < count; i++)
-        kvm_vcpu_detach_state(vcpus[i].state);
     for (unsigned i = 1; i < count; i++)
         post_task(&vcpus[i], load, NULL, false);
     assert(!vcpus[0].in_guest && !vcpus[0].may_run && !vcpus[0].task);

@@ -113,10 +113,8 @@ int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count,
 /**
  * Loads the state of every vCPU, in parallel. The first one's part is the caller's own, which takes
  * less time than waking a thread up would. None of them runs, or is let run meanwhile.
- * @param rehearsal the guest runs elsewhere, and its memory is left alone: see
- *                  kvm_vcpu_detach_state(). Another load must come before it runs here.
  */
-int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, bool rehearsal, struct error *error);
+int kvm_vcpus_load(struct kvm_vcpu *vcpus, unsigned count, struct error *error);
 
 /** Tasks: read the state into vcpu->state; write the state after power-on. */
 kvm_vcpu_task kvm_vcpu_save_task, kvm_vcpu_reset_task;

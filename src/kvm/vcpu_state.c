@@ -16,9 +16,6 @@
 #define MSR_TSC_DEADLINE       0x000006e0u
 #define MSR_KVM_WALL_CLOCK     0x00000011u
 #define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00u
-#define MSR_KVM_ASYNC_PF_EN    0x4b564d02u
-#define MSR_KVM_STEAL_TIME     0x4b564d03u
-#define MSR_KVM_PV_EOI_EN      0x4b564d04u
 #define MSR_MTRR_DEF_TYPE      0x000002ffu
 
 /* Memory type range registers (Intel SDM volume 3, "MTRRs"), of which KVM's list says nothing:
@@ -223,22 +220,6 @@ static int set_msrs(int vcpu_fd, const struct kvm_vcpu_state *state, struct erro
         return error_set(error, EIO, "KVM_SET_MSRS stopped at MSR 0x%x",
                          argument->entries[done].index);
     return 0;
-}
-
-/* Steal time is what the kernel writes outside of KVM_RUN today; the others' areas are the guest's
- * as well, and nothing is lost without them. */
-void kvm_vcpu_detach_state(struct kvm_vcpu_state *state)
-{
-    struct kvm_msrs *msrs = msrs_of(state);
-
-    for (uint32_t i = 0; i < msrs->nmsrs; i++) {
-        switch (msrs->entries[i].index) {
-        case MSR_KVM_ASYNC_PF_EN:
-        case MSR_KVM_STEAL_TIME:
-        case MSR_KVM_PV_EOI_EN:
-            msrs->entries[i].data = 0;
-        }
-    }
 }
 
 /* Once more, after the local APIC: the write that loads the APIC cancels its timer. */

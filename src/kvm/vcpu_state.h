@@ -66,13 +66,5 @@ int kvm_vcpu_get_state(int vcpu_fd, const struct kvm_vcpu_msrs *msrs, struct kvm
  */
 int kvm_vcpu_leave_nested(int vcpu_fd, const struct kvm_vcpu_state *initial, struct error *error);
 
-/**
- * Takes out of a state what KVM writes to the guest's memory with of its own accord, whenever the
- * vCPU's thread loses its processor: the mark in the steal time, by which a guest's other
- * processors decide whether to send it TLB flushes. For a vCPU that loads the state of one that
- * still runs in another process.
- */
-void kvm_vcpu_detach_state(struct kvm_vcpu_state *state);
-
 /** Writes all state. Allocates nothing. */
 int kvm_vcpu_set_state(int vcpu_fd, const struct kvm_vcpu_state *state, struct error *error);

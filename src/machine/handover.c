@@ -384,13 +384,11 @@ static int apply_parts(struct machine *machine, struct error *error)
     return 0;
 }
 
-int machine_load(struct machine *machine, const void *bytes, size_t length, bool rehearsal,
-                 struct error *error)
+int machine_load(struct machine *machine, const void *bytes, size_t length, struct error *error)
 {
     int ret;
 
     pthread_mutex_lock(&machine->lock);
-    machine->rehearsing = rehearsal;
     ret = state_load(bytes, length, machine->targets, machine->target_count, error);
     if (ret == 0)
         ret = apply_parts(machine, error);

@@ -79,13 +79,8 @@ size_t machine_state_capacity(const struct config *config);
 int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *length,
                  struct error *error);
 
-/**
- * Loads a stream into all parts. All or nothing as far as checks go. The guest does not run here.
- * @param rehearsal it runs elsewhere: nothing is written to its memory, and it cannot run here
- * before another load
- */
-int machine_load(struct machine *machine, const void *bytes, size_t length, bool rehearsal,
-                 struct error *error);
+/** Loads a stream into all parts. All or nothing as far as checks go. The guest does not run. */
+int machine_load(struct machine *machine, const void *bytes, size_t length, struct error *error);
 
 /* --- the guest's life ---------------------------------------------------------------------- */
 

@@ -92,7 +92,6 @@ struct machine {
     void *target_scratch;
     bool taken_apart;   /**< its parts have been destroyed */
     bool console_given; /**< adopt: this process brings a console of its own */
-    bool rehearsing; /**< the state that is being loaded is that of a guest that runs elsewhere */
 
     _Atomic uint32_t requests; /**< enum machine_request */
     int wake;                  /**< eventfd: the main thread has something to do */

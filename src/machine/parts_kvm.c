@@ -243,7 +243,7 @@ static int vcpus_save(struct machine *machine, struct error *error)
 
 static int vcpus_apply(struct machine *machine, struct error *error)
 {
-    return kvm_vcpus_load(machine->vcpus, machine->vcpu_count, machine->rehearsing, error);
+    return kvm_vcpus_load(machine->vcpus, machine->vcpu_count, error);
 }
 
 /* All of them at the first one's turn: they reset in parallel. */

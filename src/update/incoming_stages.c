@@ -110,13 +110,13 @@ int incoming_prepare(struct update_incoming *incoming, struct error *error)
     return ret;
 }
 
-static int load(struct update_incoming *incoming, bool rehearsal, struct error *error)
+static int load(struct update_incoming *incoming, struct error *error)
 {
     uint64_t length = incoming->wire.request.state_length;
 
     if (!incoming->machine || length > wire_state_capacity(&incoming->memory))
         return error_set(error, EPROTO, "state came before its time or is too long");
-    return machine_load(incoming->machine, wire_state(&incoming->memory), length, rehearsal, error);
+    return machine_load(incoming->machine, wire_state(&incoming->memory), length, error);
 }
 
 static void warm_up(struct update_incoming *incoming)
@@ -131,7 +131,7 @@ static void warm_up(struct update_incoming *incoming)
 static int measure_load(struct update_incoming *incoming, struct error *error)
 {
     uint64_t start = clock_ns();
-    int ret = load(incoming, true, error);
+    int ret = load(incoming, error);
 
     incoming->wire.reply.load_ns = clock_ns() - start;
     incoming->over = ret == 0;
@@ -143,7 +143,7 @@ static int measure_load(struct update_incoming *incoming, struct error *error)
  * all its memory, BARs included. */
 int incoming_rehearse(struct update_incoming *incoming, struct error *error)
 {
-    int ret = load(incoming, true, error);
+    int ret = load(incoming, error);
 
     if (ret == 0)
         ret = machine_probe_ownership(incoming->machine, error);
@@ -164,7 +164,7 @@ int incoming_quiesce(struct update_incoming *incoming, struct error *error)
 
 int incoming_switch(struct update_incoming *incoming, struct error *error)
 {
-    int ret = load(incoming, false, error);
+    int ret = load(incoming, error);
 
     incoming->loaded = ret == 0;
     return ret;

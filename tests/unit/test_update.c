@@ -183,12 +183,11 @@ int machine_save(struct machine *machine, void *bytes, size_t capacity, size_t *
     return step(machine, "save", error);
 }
 
-int machine_load(struct machine *machine, const void *bytes, size_t length, bool rehearsal,
-                 struct error *error)
+int machine_load(struct machine *machine, const void *bytes, size_t length, struct error *error)
 {
     assert_int_equal(length, 30);
     assert_int_equal(*(const char *)bytes, 's');
-    return step(machine, rehearsal ? "rehearse" : "load", error);
+    return step(machine, "load", error);
 }
 
 int machine_pause_for_switch(struct machine *machine, unsigned limit_ms, struct error *error)
@@ -967,7 +966,7 @@ static struct outcome take_over(struct fixture *fixture, const char *script)
 }
 
 #define ADOPTED "compare adopt control"
-#define LOADED  ADOPTED " rehearse probe warm-up own load"
+#define LOADED  ADOPTED " load probe warm-up own load"
 #define SETTLED LOADED " run proxy kernel console peers"
 
 static void incoming_completed(void **state)
@@ -992,7 +991,7 @@ static void incoming_rehearsed(void **state)
 
     assert_int_equal(outcome.result, 0);
     assert_int_equal(outcome.done, 4);
-    assert_string_equal(fixture->log, ADOPTED " rehearse probe rehearse release");
+    assert_string_equal(fixture->log, ADOPTED " load probe load release");
     assert_int_equal(fixture->report.status, UPDATE_REHEARSED);
     assert_true(fixture->report.dry_run);
     assert_int_equal(sd_event_get_exit_code(fixture->loop, &code), 0);
@@ -1141,10 +1140,10 @@ static void incoming_parts_fail(void **state)
         {"compare", 0, "compare", 1},
         {"adopt", 0, "compare adopt", 2},
         {"control", 0, ADOPTED " release", 2},
-        {"rehearse", 0, ADOPTED " rehearse release", 3},
-        {"probe", 0, ADOPTED " rehearse probe release", 3},
-        {"own", 0, ADOPTED " rehearse probe warm-up own release", 4},
-        {"load", 0, LOADED " release", 5},
+        {"load", 0, ADOPTED " load release", 3},
+        {"probe", 0, ADOPTED " load probe release", 3},
+        {"own", 0, ADOPTED " load probe warm-up own release", 4},
+        {"load", 1, LOADED " release", 5},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
