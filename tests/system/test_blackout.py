@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from baton_lab import Guest, bind, nvme_guest, vfio_options, wait_for
-from faults import TOOLS, Injection
+from faults import TOOLS, Call, Injection
 
 # By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks
 # between threads are not counted; the calls of the last stage on either side include the wait for what comes when the guest runs
@@ -25,6 +27,7 @@ CALLS = {
     ("incoming", "switch"): (10, 13),
     ("incoming", "go"): (6, 0),
 }
+KVM_IRQFD = 0x4020ae76
 STAGES = dict.fromkeys(stage for _, stage in CALLS)
 BYTES, VCPU_BYTES, DEVICE_BYTES = 4_000, 8_050, 850  # in messages and state; a vCPU's xsave area is most of its part
 
@@ -93,3 +96,28 @@ def test_page_faults(guest: Guest, side: str) -> None:
     assert update.returncode == 0, output + errors
     guest.drop_clients()
     assert not faults, faults
+
+
+def memory_digest(guest: Guest) -> int:
+    files = Path(f"/proc/{guest.pid}/fd").iterdir()
+    return zlib.adler32(next(file.read_bytes() for file in files if str(file.readlink()).startswith("/memfd:baton.ram")))
+
+
+@pytest.mark.parametrize("guest", [pytest.param(("iommufd0", 2, 1), id="two-processors")], indirect=True)
+def test_memory_before(guest: Guest) -> None:
+    """The new process has the state of vCPUs that run in the other one, and leaves the guest's memory alone until it has the guest.
+    Busy processors see to it that its vCPUs' threads are preempted, which KVM tells a guest in its memory, once it has been in it."""
+    guest.qmp.execute("stop")
+    before = memory_digest(guest)
+    busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(4)]
+    try:
+        guest.injection.plan(Injection.ERROR, Call("outgoing", "quiesce", "ioctl", KVM_IRQFD), errno.EIO)
+        update = guest.update("--trace", "update_*", check=False)
+        assert "stage 'quiesce'" in update.errors and "update_warm_up" in update.errors, update
+        assert memory_digest(guest) == before
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    guest.qmp.execute("cont")
+    guest.check_alive()
