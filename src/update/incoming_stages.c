@@ -15,7 +15,7 @@
 
 #define DESCRIPTORS_LIMIT_MS 10000
 #define ENTRY_LIMIT_NS       UINT64_C(200000000)
-#define WARM_UP_LIMIT_MS     200
+#define WARM_UP_LIMIT_MS     100
 
 int incoming_hello(struct update_incoming *incoming, struct error *error)
 {
