@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Numbers of the ioctls of iommufd, VFIO and KVM that headers of build hosts may lack, under names
- * of our own. Used by iommu/ (iommu/uapi_compat.h has the structures) and by the list of what a
- * thread may call (sandbox_rules.c). Numbers are the kernel's.
+ * of our own. Used by iommu/ (iommu/uapi_compat.h has the structures), by kvm/warm_up.c, and by the
+ * list of what a thread may call (sandbox_rules.c). Numbers are the kernel's.
  */
 #pragma once
 
