@@ -354,7 +354,7 @@ static int open_session(struct session *session, struct error *error)
 static int usage(void)
 {
     fputs("usage: baton update NAME [--dry-run] [--binary PATH] [--timeout SECONDS] [--trace "
-          "PATTERN] "
+          "PATTERN]... "
           "[--verbose]\n"
           "(baton update --help says more)\n",
           stderr);
@@ -397,12 +397,13 @@ static int parse(struct session *session, int argc, char **argv)
     const char *binary = NULL;
     int option;
 
+    session->traces = xcalloc((size_t)argc + 1, sizeof(*session->traces));
     /* getopt looks at argv from 1 on; argv[-1] is the subcommand. */
     while ((option = getopt_long(argc + 1, argv - 1, "nT:b:t:v", options, NULL)) >= 0) {
         if (option == 'b')
             binary = optarg;
         else if (option == 'T')
-            session->trace = optarg;
+            session->traces[session->trace_count++] = optarg;
         else if (option == 'n')
             session->dry_run = true;
         else if (option == 'v')
@@ -421,21 +422,29 @@ static int parse(struct session *session, int argc, char **argv)
     return -1;
 }
 
+static int update(struct session *session)
+{
+    struct error error = {0};
+    int status;
+
+    if (open_session(session, &error) < 0) {
+        fprintf(stderr, "baton update: %s\n", error.message);
+        return EXIT_FAILURE;
+    }
+    status = print_blockers(session) ? EXIT_FAILURE : run(session);
+    client_close(&session->client);
+    close_fd(session->signal_fd);
+    return status;
+}
+
 int cli_update(int argc, char **argv)
 {
     struct session session = {.deadline = clock_ns() + TIMEOUT_DEFAULT * SECOND_NS,
                               .signal_fd = -1};
-    struct error error = {0};
     int status = parse(&session, argc, argv);
 
-    if (status >= 0)
-        return status;
-    if (open_session(&session, &error) < 0) {
-        fprintf(stderr, "baton update: %s\n", error.message);
-        return EXIT_FAILURE;
-    }
-    status = print_blockers(&session) ? EXIT_FAILURE : run(&session);
-    client_close(&session.client);
-    close_fd(session.signal_fd);
+    if (status < 0)
+        status = update(&session);
+    free(session.traces);
     return status;
 }

@@ -30,7 +30,8 @@ struct session {
     char binary[PATH_MAX];
     bool verbose;
     bool dry_run;
-    const char *trace; /* what the new process is told to trace, or NULL */
+    char **traces; /* patterns of what the new process is told to trace; those of argv */
+    unsigned trace_count;
     uint64_t deadline;
     char qmp_path[RUNTIME_PATH_SIZE];
     char cpr_path[RUNTIME_PATH_SIZE];

@@ -37,8 +37,26 @@ void session_kill_child(struct session *session)
     unlink(session->cpr_path);
 }
 
+/* The new process's command line. The list is the caller's to free, its words are borrowed. */
+static char **child_words(const struct session *session, char *incoming)
+{
+    static char name[] = "baton", run[] = "run", option[] = "-incoming", trace[] = "-trace";
+    char **words = xcalloc(5 + 2 * session->trace_count, sizeof(*words));
+    size_t count = 0;
+
+    words[count++] = name;
+    words[count++] = run;
+    words[count++] = option;
+    words[count++] = incoming;
+    for (unsigned i = 0; i < session->trace_count; i++) {
+        words[count++] = trace;
+        words[count++] = session->traces[i];
+    }
+    return words;
+}
+
 /* In the new process: becomes baton run, in a session of its own. Does not return. */
-static void exec_child(const struct session *session, const char *incoming, int report_fd)
+static void exec_child(const struct session *session, char **words, int report_fd)
 {
     int null_fd = open("/dev/null", O_RDWR);
     sigset_t none;
@@ -51,8 +69,7 @@ static void exec_child(const struct session *session, const char *incoming, int 
     dup2(null_fd, STDOUT_FILENO);
     if (null_fd > STDERR_FILENO)
         close(null_fd);
-    execl(session->binary, "baton", "run", "-incoming", incoming, session->trace ? "-trace" : NULL,
-          session->trace, (char *)NULL);
+    execv(session->binary, words);
     code = errno;
     (void)!write(report_fd, &code, sizeof(code));
     _exit(127);
@@ -64,6 +81,7 @@ int session_start_child(struct session *session, struct error *error)
     CLEANUP_CLOSE int write_end = -1;
     CLEANUP_CLOSE int read_end = -1;
     CLEANUP_FREE char *incoming = NULL;
+    CLEANUP_FREE char **words = NULL;
     json_t *channel = json_pack("{s:s,s:{s:s,s:s,s:s}}", "channel-type", "cpr", "addr", "transport",
                                 "socket", "type", "unix", "path", session->cpr_path);
     int ends[2], code = 0;
@@ -72,6 +90,7 @@ int session_start_child(struct session *session, struct error *error)
         return error_set(error, EINVAL, "the path '%s' is not UTF-8", session->cpr_path);
     incoming = json_dumps(channel, JSON_COMPACT);
     json_decref(channel);
+    words = child_words(session, incoming);
     if (pipe2(ends, O_CLOEXEC) < 0)
         return error_set_errno(error, errno, "cannot make a pipe");
     read_end = ends[0];
@@ -80,7 +99,7 @@ int session_start_child(struct session *session, struct error *error)
     if (session->child < 0)
         return error_set_errno(error, errno, "cannot start a process");
     if (session->child == 0)
-        exec_child(session, incoming, write_end);
+        exec_child(session, words, write_end);
     close_fd(STEAL_FD(write_end));
     if (read(read_end, &code, sizeof(code)) == sizeof(code))
         return error_set_errno(error, code, "cannot execute '%s'", session->binary);
