@@ -105,7 +105,7 @@ static const struct sandbox_rule devices[] = {
     {IOCTL(UAPI_IOAS_UNMAP)},
 };
 
-/* A vCPU's registers are its own thread's. */
+/* A vCPU's registers are its own thread's. The last one to stop reads the interrupt controllers. */
 static const struct sandbox_rule vcpu[] = {
     {IOCTL(KVM_RUN)},
     {IOCTL(KVM_GET_REGS)},
@@ -123,6 +123,8 @@ static const struct sandbox_rule vcpu[] = {
     {IOCTL(KVM_SET_XCRS)},
     {IOCTL(KVM_GET_LAPIC)},
     {IOCTL(KVM_SET_LAPIC)},
+    {IOCTL(KVM_GET_IRQCHIP)},
+    {IOCTL(KVM_GET_PIT2)},
     {IOCTL(KVM_GET_MP_STATE)},
     {IOCTL(KVM_SET_MP_STATE)},
     {IOCTL(KVM_GET_VCPU_EVENTS)},

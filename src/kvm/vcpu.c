@@ -449,24 +449,31 @@ void kvm_rendezvous_destroy(struct kvm_rendezvous *rendezvous)
 }
 
 /* Until the last one is out of the guest, it can still change the others' state: it may send them
- * an interrupt. */
-static bool meet(struct kvm_rendezvous *rendezvous)
+ * an interrupt. And the VM's interrupt controllers must have been read before any local APIC is:
+ * see kvm_vcpus_stop_and_save(). The last one does that: it is the only one that need not wait.
+ * @return 1 when all have met, 0 when they will not, or a negative errno */
+static int meet(struct kvm_vcpu *vcpu, struct kvm_rendezvous *rendezvous, struct error *error)
 {
-    bool given_up;
+    int ret = 0;
 
     pthread_mutex_lock(&rendezvous->lock);
+    if (rendezvous->missing == 1 && !rendezvous->given_up)
+        ret = kvm_vm_save(vcpu->vm, rendezvous->vm_state, error);
     if (--rendezvous->missing == 0)
         pthread_cond_broadcast(&rendezvous->changed);
     while (rendezvous->missing > 0 && !rendezvous->given_up)
         pthread_cond_wait(&rendezvous->changed, &rendezvous->lock);
-    given_up = rendezvous->given_up;
+    if (ret == 0)
+        ret = !rendezvous->given_up;
     pthread_mutex_unlock(&rendezvous->lock);
-    return !given_up;
+    return ret;
 }
 
 static int meet_and_save(struct kvm_vcpu *vcpu, void *argument, struct error *error)
 {
-    return meet(argument) ? kvm_vcpu_save_task(vcpu, NULL, error) : 0;
+    int ret = meet(vcpu, argument, error);
+
+    return ret > 0 ? kvm_vcpu_save_task(vcpu, NULL, error) : ret;
 }
 
 /* @return whether all have met in time; if not, nobody waits for the others any more */
@@ -495,11 +502,12 @@ static void call_off_task(struct kvm_vcpu *vcpu)
     pthread_mutex_unlock(&vcpu->lock);
 }
 
-int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count,
+int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count, struct kvm_vm_state *vm_state,
                             struct kvm_rendezvous *rendezvous, uint64_t deadline_ns)
 {
     struct error ignored;
 
+    rendezvous->vm_state = vm_state;
     rendezvous->missing = count;
     rendezvous->given_up = false;
     for (unsigned i = 0; i < count; i++)

@@ -93,8 +93,9 @@ int kvm_vcpus_wait(struct kvm_vcpu *vcpus, unsigned count, struct error *error);
 struct kvm_rendezvous {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    unsigned missing; /**< vCPUs that may be in the guest still */
-    bool given_up;    /**< one of them takes too long: the others need not wait */
+    struct kvm_vm_state *vm_state; /**< for the last one to fill in */
+    unsigned missing;              /**< vCPUs that may be in the guest still */
+    bool given_up;                 /**< one of them takes too long: the others need not wait */
 };
 
 void kvm_rendezvous_init(struct kvm_rendezvous *rendezvous);
@@ -102,12 +103,21 @@ void kvm_rendezvous_destroy(struct kvm_rendezvous *rendezvous);
 
 /**
  * Stops all vCPUs; each one's thread goes straight on to saving its state, as soon as no other runs
- * guest code either. Returns when that is so: kvm_vcpus_wait() waits for the states.
+ * guest code either and the state of the VM's interrupt controllers has been saved. Returns when
+ * that is so: kvm_vcpus_wait() waits for the vCPUs' states.
+ *
+ * In this order, since the kernel may change both meanwhile: it raises a line from a work queue,
+ * some time after the line's eventfd was signalled. An IOAPIC that was read after a local APIC
+ * could then wait for the end of an interrupt that the latter does not have, and never raise that
+ * line again. The other way round, the local APIC has an interrupt that the IOAPIC knows nothing
+ * of, whose end does no harm.
+ * @param vm_state    where kvm_vm_save() puts it
  * @param rendezvous  used until then
  * @param deadline_ns CLOCK_MONOTONIC; a vCPU can be stuck in a host's device
- * @return 0, or -ETIMEDOUT: nobody saves anything, all are still wanted paused
+ * @return 0, or -ETIMEDOUT: nobody saves anything, all are still wanted paused. That something
+ * could not be saved, kvm_vcpus_wait() returns
  */
-int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count,
+int kvm_vcpus_stop_and_save(struct kvm_vcpu *vcpus, unsigned count, struct kvm_vm_state *vm_state,
                             struct kvm_rendezvous *rendezvous, uint64_t deadline_ns);
 
 /**

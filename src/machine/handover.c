@@ -413,8 +413,8 @@ static int pause_locked(struct machine *machine, unsigned limit_ms, struct error
         return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
                          machine_status_name(machine->status));
     machine->state.running = machine->status == MACHINE_RUNNING;
-    ret = kvm_vcpus_stop_and_save(machine->vcpus, machine->vcpu_count, &machine->rendezvous,
-                                  deadline);
+    ret = kvm_vcpus_stop_and_save(machine->vcpus, machine->vcpu_count, &machine->vm_state,
+                                  &machine->rendezvous, deadline);
     if (ret == 0) {
         set_status(machine, MACHINE_FINISH_MIGRATE);
         return 0;

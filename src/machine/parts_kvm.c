@@ -154,8 +154,11 @@ static void *vm_state(struct machine *machine, unsigned index)
     return &machine->vm_state;
 }
 
+/* When the guest has stopped for the switch, it has been saved already. */
 static int vm_save(struct machine *machine, struct error *error)
 {
+    if (machine->status == MACHINE_FINISH_MIGRATE)
+        return 0;
     return kvm_vm_save(&machine->vm, &machine->vm_state, error);
 }
 

@@ -123,6 +123,30 @@ class Injection:
         return [Call.unpack(self.page[self.LOG + i * size:self.LOG + (i + 1) * size]) for i in range(count)]
 
 
+def preload(guest: Guest) -> Injection:
+    """Before the guest is started, whose processes must trace update_*."""
+    path = guest.directory / "faults"
+    guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"), "BATON_FAULTS": str(path)}
+    return Injection(path)
+
+
+@contextlib.contextmanager
+def held_update(guest: Guest, injection: Injection, call: Call, *trace: str) -> Iterator[subprocess.Popen[str]]:
+    """An update that waits just before a call, for as long as the block takes; then it goes on, and succeeds.
+    @param trace what the new process traces besides"""
+    injection.plan(Injection.HOLD, call)
+    words = [guest.binary, "update", guest.name, *(word for pattern in ("update_*", *trace) for word in ("--trace", pattern))]
+    with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
+        try:
+            wait_for(str(call), lambda: injection.reached)
+            yield update
+        finally:
+            injection.clear()
+            output, errors = update.communicate(timeout=60)
+    assert update.returncode == 0, output + errors
+    guest.drop_clients()
+
+
 # What a call returns that fails: what the kernel is likeliest to say.
 ERRORS = {"open64": errno.EMFILE, "socket": errno.EMFILE, "eventfd": errno.EMFILE, "memfd_create": errno.EMFILE,
           "pidfd_open": errno.EMFILE, "pipe2": errno.EMFILE, "epoll_create1": errno.EMFILE, "signalfd": errno.EMFILE,
@@ -152,9 +176,7 @@ class Subject:
         self.guest = nvme_guest(*words, iommufd=self.iommufd, append="ro")
         self.guest.runtime.mkdir(mode=0o700)
         run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64", "tmpfs", self.guest.runtime)
-        self.injection = Injection(self.guest.directory / "faults")
-        self.guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"),
-                                   "BATON_FAULTS": str(self.guest.directory / "faults")}
+        self.injection = preload(self.guest)
         self.guest.boot()
 
     def load(self) -> None:

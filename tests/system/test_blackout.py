@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from baton_lab import Guest, bind, nvme_guest, vfio_options, wait_for
-from faults import TOOLS, Call, Injection
+from faults import Call, Injection, held_update, preload
 
 # By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks
 # between threads are not counted; the calls of the last stage on either side include the wait for what comes when the guest runs
 # again.
 CALLS = {
-    ("outgoing", "pause"): (1, 11),
-    ("outgoing", "switch"): (8, 0),
+    ("outgoing", "pause"): (5, 11),
+    ("outgoing", "switch"): (4, 0),
     ("outgoing", "go"): (1, 0),
     ("outgoing", "run"): (2, 0),
     ("incoming", "switch"): (10, 13),
@@ -42,8 +42,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
              for word in vfio_options(f"{number + 1:02x}:00.0", ident=f"device{number}", iommufd=iommufd, declare=False)]
     with nvme_guest("-trace", "update_*", *words, iommufd=iommufd, cpus=cpus) as guest:
         guest.devices = devices
-        guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"), "BATON_FAULTS": str(guest.directory / "faults")}
-        guest.injection = Injection(guest.directory / "faults")
+        guest.injection = preload(guest)
         guest.boot()
         yield guest
 
@@ -81,20 +80,14 @@ def test_page_faults(guest: Guest, side: str) -> None:
     guest.update("--trace", "update_*")
     first, last = ([call for call in guest.injection.calls() if (call.side, call.stage) == (side, stage)][index]
                    for stage, index in BOUNDS[side])
-    before, words = guest.pid, [guest.binary, "update", guest.name, "--trace", "update_*"]
-    guest.injection.plan(Injection.HOLD, first)
-    with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
-        wait_for(str(first), lambda: guest.injection.reached)
+    before = guest.pid
+    with held_update(guest, guest.injection, first) as update:
         others = [pid for pid in guest.processes() if pid not in (before, update.pid)]
         watched = before if side == "outgoing" else others[0]
         faults = minor_faults(watched)
         guest.injection.hold_next(last)
         wait_for(str(last), lambda: guest.injection.reached)
         faults = minor_faults(watched) - faults
-        guest.injection.clear()
-        output, errors = update.communicate(timeout=60)
-    assert update.returncode == 0, output + errors
-    guest.drop_clients()
     assert not faults, faults
 
 
