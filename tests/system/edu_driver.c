@@ -64,7 +64,7 @@ static struct {
     volatile uint8_t *registers;
     uint8_t *page;
     uint64_t page_address;
-    const char *directory;
+    const char *address, *directory;
 
     uint32_t raised;
     uint64_t handled, spurious, copies, mistakes;
@@ -225,7 +225,7 @@ static uint64_t in_kernel(void)
     while (fgets(line, sizeof(line), file)) {
         char *at = strchr(line, ':');
 
-        if (!strstr(line, "vfio-") || !at)
+        if (!strstr(line, "vfio-") || !strstr(line, edu.address) || !at)
             continue;
         for (at++; *(at += strspn(at, " ")) >= '0' && *at <= '9';)
             total += strtoull(at, &at, 10);
@@ -410,9 +410,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: edu-driver ADDRESS DIRECTORY msi|intx|steps\n");
         return 2;
     }
+    edu.address = argv[1];
     edu.directory = argv[2];
     edu.index = strcmp(argv[3], "msi") == 0 ? VFIO_PCI_MSI_IRQ_INDEX : VFIO_PCI_INTX_IRQ_INDEX;
-    open_device(argv[1]);
+    open_device(edu.address);
     make_page();
     enable_interrupts();
     if (strcmp(argv[3], "steps") == 0)
