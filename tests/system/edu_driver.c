@@ -3,11 +3,12 @@
  * A user-space driver for QEMU's edu device, over VFIO without an IOMMU. System tests put it into a
  * guest and run it there, as root:
  *
- *     edu-driver 0000:00:02.0 DIRECTORY msi|intx|steps
+ *     edu-driver 0000:00:02.0 DIRECTORY msi|intx|steps [REST]
  *
- * msi, intx: raises interrupts through the device's register, as fast as they are handled, until
- * DIRECTORY/stop exists, and writes "raised handled in-kernel spurious copies mistakes status"
- * to DIRECTORY/result. The protocol makes every loss and every duplicate show:
+ * msi, intx: raises interrupts through the device's register, as fast as they are handled (or after
+ * a rest of so many microseconds each, which leaves the processor to others), until DIRECTORY/stop
+ * exists, and writes "raised handled in-kernel spurious copies mistakes status" to
+ * DIRECTORY/result. The protocol makes every loss and every duplicate show:
  *
  *  - the value that is raised is a new one each time, and the next is raised only when the last has
  *    been handled, so no two can merge;
@@ -65,6 +66,7 @@ static struct {
     uint8_t *page;
     uint64_t page_address;
     const char *address, *directory;
+    useconds_t rest;
 
     uint32_t raised;
     uint64_t handled, spurious, copies, mistakes;
@@ -331,6 +333,8 @@ static void count(void)
     uint64_t last = milliseconds(), before = in_kernel();
 
     while (raise_and_handle()) {
+        if (edu.rest != 0)
+            usleep(edu.rest);
         if (edu.raised % 16 == 0)
             copy_on();
         if (milliseconds() - last < 100)
@@ -406,12 +410,13 @@ static void steps(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 4) {
-        fprintf(stderr, "usage: edu-driver ADDRESS DIRECTORY msi|intx|steps\n");
+    if (argc < 4 || argc > 5) {
+        fprintf(stderr, "usage: edu-driver ADDRESS DIRECTORY msi|intx|steps [REST]\n");
         return 2;
     }
     edu.address = argv[1];
     edu.directory = argv[2];
+    edu.rest = argc > 4 ? (useconds_t)atoi(argv[4]) : 0;
     edu.index = strcmp(argv[3], "msi") == 0 ? VFIO_PCI_MSI_IRQ_INDEX : VFIO_PCI_INTX_IRQ_INDEX;
     open_device(edu.address);
     make_page();

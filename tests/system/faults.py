@@ -183,7 +183,7 @@ class Subject:
         if not self.guest:
             self.start()
         if not self.edu:
-            self.edu = Edu(self.guest, EDU, "msi")
+            self.edu = Edu(self.guest, EDU, "msi", rest=Edu.REST)
             self.fio = FioLoad(self.guest, "/dev/vda")
 
     def suffer(self, fault: Fault) -> None:
@@ -559,7 +559,7 @@ def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], lis
     for name, iommufd in (("iommufd", "iommufd0"), ("container", "")):
         subject = SUBJECTS[name] = Subject(iommufd)
         subject.start()
-        subject.edu = Edu(subject.guest, EDU, "msi")  # its interrupt makes calls, too
+        subject.edu = Edu(subject.guest, EDU, "msi", rest=Edu.REST)  # its interrupt makes calls, too
         faults = choose(matrix(Stage.table(), certain(subject.record())), name)
         subject.end()
         rows += [pytest.param((name, phase(fault.stage)), fault, id=f"{name}-{fault}") for fault in faults]

@@ -66,7 +66,7 @@ def test_updates_in_a_row(iommufd: str) -> None:
 
 
 def run_updates(guest: Guest) -> None:
-    edu, load, samples, blackouts = Edu(guest, EDU, "msi"), FioLoad(guest, "/root/load"), [], []
+    edu, load, samples, blackouts = Edu(guest, EDU, "msi", rest=Edu.REST), FioLoad(guest, "/root/load"), [], []
     edu.wait_for_more()
     start = time.monotonic()
     for number in range(COUNT):
