@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 BATON = os.environ.get("BATON", "/baton/build/baton")
 KERNEL = os.environ.get("KERNEL", "/lab-kernel/bzImage")
@@ -444,6 +444,18 @@ class Update:
         return update
 
 
+def page_walk(memory: BinaryIO, cr3: int, address: int) -> str:
+    """The entries that lead to an address, from the top down."""
+    table, entries = cr3, []
+    for shift in (39, 30, 21, 12):
+        memory.seek((table & 0x000F_FFFF_FFFF_F000) + (address >> shift & 511) * 8)
+        table = int.from_bytes(memory.read(8), "little")
+        entries.append(f"{table:#x}")
+        if not table & 1 or (table & 0x80 and shift != 12):  # not present, a large page
+            break
+    return f"{address:#x}: {' '.join(entries)}"
+
+
 class Guest:
     """One guest and the processes that run it, from first to last. Use it as a context manager."""
 
@@ -539,9 +551,27 @@ class Guest:
             if complaint and complaint.start() < len(said) - 6000:
                 parts.append(f"---- console, where its kernel began to complain\n{said[max(complaint.start() - 1000, 0):][:5000]}")
             parts.append(f"---- console\n{said[-6000:]}")
+            parts += self.page_walks(said)
         for update in self.updates[-2:]:
             parts.append(f"---- baton update: exit status {update.status}\n{update.output}{update.errors}")
         return "\n".join(parts)
+
+    @property
+    def memory_file(self) -> Path:
+        """The memfd that is its memory: up to 3 GiB, an offset in it is an address of the guest."""
+        files = Path(f"/proc/{self.processes()[0]}/fd").iterdir()
+        return next(file for file in files if str(file.readlink()).startswith("/memfd:baton.ram"))
+
+    def page_walks(self, said: str) -> list[str]:
+        """For kernel stacks in the registers of a guest's kernel that has died: whether it is its page tables that are wrong, or
+        how they were read."""
+        cr3 = re.findall(r"\bCR3: ([0-9a-f]+)", said)
+        if not cr3 or not self.processes():
+            return []
+        addresses = dict.fromkeys(re.findall(r"\bffffc9[0-9a-f]{10}\b", said))
+        with self.memory_file.open("rb") as memory:
+            walks = [page_walk(memory, int(cr3[-1], 16), int(address, 16)) for address in list(addresses)[:20]]
+        return ["---- page tables, as they are in its memory", *walks]
 
     @property
     def log(self) -> str:

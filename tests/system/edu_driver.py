@@ -32,6 +32,8 @@ class Edu:
         self.event = os.eventfd(0, os.EFD_NONBLOCK)
         fcntl.ioctl(device, SET_IRQS, struct.pack("<IIIIIi", 24, IRQ_EVENTFD_TRIGGER, IRQ_MSI, 0, 1, self.event))
         self.device = device
+        # Locked memory stays, but not where it is, unless compaction is told to leave it alone.
+        Path("/proc/sys/vm/compact_unevictable_allowed").write_text("0")
         self.page = mmap.mmap(-1, PAGE)
         self.page[:] = bytes(PAGE)
         ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self.page))), PAGE)

@@ -89,8 +89,7 @@ def test_huge_pages(make_guest: MakeGuest) -> None:
 
 def memory_in_use(guest: Guest) -> int:
     """Bytes that are allocated of the memfd that holds its memory."""
-    files = Path(f"/proc/{guest.pid}/fd").iterdir()
-    return 512 * next(file.stat().st_blocks for file in files if str(file.readlink()).startswith("/memfd:baton.ram"))
+    return 512 * guest.memory_file.stat().st_blocks
 
 
 def test_eight_processors_without_devices(make_guest: MakeGuest) -> None:
