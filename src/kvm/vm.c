@@ -245,13 +245,14 @@ static uint64_t boottime_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static int get_chip(struct kvm_vm *vm, unsigned id, uint8_t *bytes, struct error *error)
+/* Without a copy on the stack: in the blackout a vCPU's thread comes here, whose stack has not been
+ * that deep before and would have to grow. */
+static int get_chip(struct kvm_vm *vm, uint32_t id, uint8_t *bytes, struct error *error)
 {
-    struct kvm_irqchip chip = {.chip_id = id};
-
-    if (ioctl(vm->fd, KVM_GET_IRQCHIP, &chip) < 0)
+    memset(bytes, 0, sizeof(struct kvm_irqchip));
+    memcpy(bytes + offsetof(struct kvm_irqchip, chip_id), &id, sizeof(id));
+    if (ioctl(vm->fd, KVM_GET_IRQCHIP, bytes) < 0)
         return error_set_errno(error, errno, "KVM_GET_IRQCHIP %u failed", id);
-    memcpy(bytes, &chip, sizeof(chip));
     return 0;
 }
 
@@ -300,19 +301,17 @@ int kvm_clock_load(struct kvm_vm *vm, const struct kvm_clock_state *state, struc
 
 int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error)
 {
-    struct kvm_pit_state2 pit = {0};
-    int ret;
+    int ret = get_chip(vm, KVM_IRQCHIP_PIC_MASTER, state->pic_primary, error);
 
-    ret = get_chip(vm, KVM_IRQCHIP_PIC_MASTER, state->pic_primary, error);
     if (ret == 0)
         ret = get_chip(vm, KVM_IRQCHIP_PIC_SLAVE, state->pic_secondary, error);
     if (ret == 0)
         ret = get_chip(vm, KVM_IRQCHIP_IOAPIC, state->ioapic, error);
     if (ret < 0)
         return ret;
-    if (ioctl(vm->fd, KVM_GET_PIT2, &pit) < 0)
+    memset(state->pit, 0, sizeof(state->pit));
+    if (ioctl(vm->fd, KVM_GET_PIT2, state->pit) < 0)
         return error_set_errno(error, errno, "KVM_GET_PIT2 failed");
-    memcpy(state->pit, &pit, sizeof(pit));
     return 0;
 }
 
