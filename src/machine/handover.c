@@ -163,7 +163,8 @@ int machine_write_facts(const struct config *config, const struct machine_facts 
     return state_writer_finish(&writer, length, error);
 }
 
-/* Gives every target scratch memory out of one block, which the caller frees. */
+/* Gives every target scratch memory out of one block, which the caller frees; and memory for its
+ * former section where it says how much. */
 static void *give_scratch(struct state_target *targets, size_t count)
 {
     size_t total = 0;
@@ -171,12 +172,14 @@ static void *give_scratch(struct state_target *targets, size_t count)
 
     for (size_t i = 0; i < count; i++) {
         assert(targets[i].type != NULL);
-        total += align_up(targets[i].type->size, 16);
+        total += align_up(targets[i].type->size, 16) + align_up(targets[i].former_capacity, 16);
     }
     block = xcalloc(1, total);
     for (size_t i = 0, used = 0; i < count; i++) {
         targets[i].scratch = block + used;
         used += align_up(targets[i].type->size, 16);
+        targets[i].former = block + used;
+        used += align_up(targets[i].former_capacity, 16);
     }
     return block;
 }
@@ -299,10 +302,12 @@ void machine_make_targets(struct machine *machine)
 
         for (unsigned j = 0; part->state_type && j < part->count(machine); j++, next++) {
             name_section(machine, part, j, machine->target_ids[next]);
-            machine->targets[next] = (struct state_target){.id = machine->target_ids[next],
-                                                           .type = part->state_type,
-                                                           .object = part->state(machine, j),
-                                                           .optional = part->is_default != NULL};
+            machine->targets[next] = (struct state_target){
+                .id = machine->target_ids[next],
+                .type = part->state_type,
+                .object = part->state(machine, j),
+                .optional = part->is_default != NULL,
+                .former_capacity = part->settled ? part->state_type->size + SECTION_OVERHEAD : 0};
         }
     }
     machine->target_scratch = give_scratch(machine->targets, machine->target_count);

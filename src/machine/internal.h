@@ -140,6 +140,9 @@ struct machine_part {
     /** Tells several of a kind apart in a stream, e.g. "nvme0"; NULL: by index, if several. */
     const char *(*id)(const struct machine *machine, unsigned index);
     void *(*state)(struct machine *machine, unsigned index);
+    /** While the guest runs elsewhere, nothing but loading changes state(): what is as it was when
+     * the switch was rehearsed is not loaded again in the blackout. */
+    bool settled;
     /** Brings state() up to date before it is written (without the lock: vCPUs may wait for it),
      * and the part up to date after it has been loaded (with the lock); for all indices at once.
      * Either may be NULL. */

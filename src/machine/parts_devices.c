@@ -466,6 +466,7 @@ const struct machine_part machine_part_vfio_pci = {
     .id = vfio_id,
     .state_type = &vfio_pci_state_type,
     .state = vfio_state,
+    .settled = true,
     .save = vfio_save,
     .apply = vfio_apply,
 };

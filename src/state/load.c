@@ -271,6 +271,7 @@ static int load_section(struct cursor *cursor, const struct section *section,
     if (load_fields(&loader, target->type->fields, target->scratch, SECTION_DEPTH, error) < 0)
         return -error->code;
     target->loaded = true;
+    target->decoded = true;
     return 0;
 }
 
@@ -287,7 +288,26 @@ static struct state_target *find_target(struct state_target *targets, size_t cou
     return NULL;
 }
 
-static int take_section(struct cursor *cursor, const struct section *section,
+/* Whether the next section is the one that this target was loaded from the last time. */
+static bool is_as_before(const struct cursor *cursor, const struct state_target *target)
+{
+    return !target->loaded && target->former_length > 0 &&
+           cursor->length - cursor->position >= target->former_length &&
+           memcmp(cursor->bytes + cursor->position, target->former, target->former_length) == 0;
+}
+
+/* Keeps the section that has just been read, for the next time. */
+static void remember(struct state_target *target, const struct cursor *cursor, size_t start)
+{
+    size_t length = cursor->position - start;
+
+    target->former_length = length <= target->former_capacity ? length : 0;
+    if (target->former_length > 0)
+        memcpy(target->former, cursor->bytes + start, length);
+}
+
+/* @param start where the section begins */
+static int take_section(struct cursor *cursor, size_t start, const struct section *section,
                         struct state_target *targets, size_t count, size_t *hint,
                         struct error *error)
 {
@@ -295,7 +315,10 @@ static int take_section(struct cursor *cursor, const struct section *section,
 
     if (target) {
         *hint = (size_t)(target - targets) + 1;
-        return load_section(cursor, section, target, error);
+        if (load_section(cursor, section, target, error) < 0)
+            return -error->code;
+        remember(target, cursor, start);
+        return 0;
     }
     if (section->required)
         return error_set(error, ENOTSUP, "is required and has no counterpart in this process");
@@ -309,10 +332,19 @@ static int decode(struct cursor *cursor, struct state_target *targets, size_t co
     size_t hint = 0;
     int ret = section_stream_begin(cursor, error);
 
-    if (ret < 0)
-        return ret;
-    for (uint64_t i = 0; (ret = section_next(cursor, i, &section, error)) > 0; i++) {
-        if (take_section(cursor, &section, targets, count, &hint, error) < 0)
+    for (uint64_t i = 0; ret == 0; i++) {
+        size_t start = cursor->position;
+
+        if (hint < count && is_as_before(cursor, &targets[hint])) {
+            cursor->position += targets[hint].former_length;
+            targets[hint++].loaded = true;
+            continue;
+        }
+        ret = section_next(cursor, i, &section, error);
+        if (ret <= 0)
+            return ret;
+        ret = take_section(cursor, start, &section, targets, count, &hint, error);
+        if (ret < 0)
             return error_prefix(error, "section '%s' (%s v%u): ", section.id, section.type,
                                 section.version);
     }
@@ -327,7 +359,7 @@ static int check_targets(const struct state_target *targets, size_t count, struc
         if (!target->loaded && !target->optional)
             return error_set(error, ENOENT, "section '%s' (%s) is missing", target->id,
                              target->type->name);
-        if (!target->loaded || target->type->check == NULL)
+        if (!target->decoded || target->type->check == NULL)
             continue;
         if (target->type->check(target->scratch, error) < 0)
             return error_prefix(error, "section '%s' (%s): ", target->id, target->type->name);
@@ -341,16 +373,20 @@ int state_load(const void *bytes, size_t length, struct state_target *targets, s
     struct cursor cursor = {.bytes = bytes, .length = length};
     int ret;
 
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         targets[i].loaded = false;
+        targets[i].decoded = false;
+    }
     ret = decode(&cursor, targets, count, error);
     if (ret == 0)
         ret = check_targets(targets, count, error);
     for (size_t i = 0; i < count; i++) {
-        if (ret < 0)
+        if (ret < 0) {
             targets[i].loaded = false;
-        else if (targets[i].loaded)
+            targets[i].former_length = 0;
+        } else if (targets[i].decoded) {
             memcpy(targets[i].object, targets[i].scratch, targets[i].type->size);
+        }
     }
     return ret;
 }

@@ -167,6 +167,14 @@ struct state_target {
     void *scratch; /**< type->size bytes, the caller's; may be shared by nobody */
     bool optional; /**< may be absent from the stream: the object is left alone then */
     bool loaded;   /**< out: was in the stream */
+
+    /** For an object that nothing but state_load() changes: memory of the caller's for its section
+     * as it was the last time. One that comes again as it was, byte for byte and in the order of
+     * the targets, is not decoded again. NULL: none. */
+    void *former;
+    size_t former_capacity; /**< what a section is longer than is decoded each time */
+    size_t former_length;   /**< state_load()'s own; 0 in the beginning */
+    bool decoded;           /**< state_load()'s own */
 };
 
 /**

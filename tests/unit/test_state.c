@@ -578,6 +578,59 @@ static void test_load_is_atomic(void **state)
     assert_false(targets[0].loaded);
 }
 
+/* A section that comes again as it was is not decoded: the object is left alone. Any other is. */
+static void test_section_comes_again(void **state)
+{
+    uint8_t former[ROOM];
+    struct sample sample;
+    struct stream stream, other, wrong;
+    struct world world;
+
+    world_init(&world, &sample_type_2);
+    world.target.former = former;
+    world.target.former_capacity = sizeof(former);
+    sample_fill(&sample);
+    save(&stream, &sample_type_2, &sample);
+    assert_int_equal(world_load(&world, &stream), 0);
+    world.object.small ^= 1;
+    assert_int_equal(world_load(&world, &stream), 0);
+    assert_true(world.target.loaded);
+    assert_int_equal(world.object.small, sample.small ^ 1);
+
+    sample.wide ^= 1;
+    save(&other, &sample_type_2, &sample);
+    assert_int_equal(world_load(&world, &other), 0);
+    assert_memory_equal(&world.object, &sample, sizeof(sample));
+
+    /* What was decoded last has not been loaded. */
+    world.before = world.object;
+    wrong = stream;
+    wrong.bytes[wrong.length++] = 0;
+    assert_int_equal(world_load(&world, &wrong), -EINVAL);
+    sample.wide ^= 1;
+    assert_int_equal(world_load(&world, &stream), 0);
+    assert_memory_equal(&world.object, &sample, sizeof(sample));
+}
+
+/* Where there is no room to remember it, it is decoded each time. */
+static void test_long_section_comes_again(void **state)
+{
+    uint8_t former[16];
+    struct sample sample;
+    struct stream stream;
+    struct world world;
+
+    world_init(&world, &sample_type_2);
+    world.target.former = former;
+    world.target.former_capacity = sizeof(former);
+    sample_fill(&sample);
+    save(&stream, &sample_type_2, &sample);
+    assert_int_equal(world_load(&world, &stream), 0);
+    world.object.small ^= 1;
+    assert_int_equal(world_load(&world, &stream), 0);
+    assert_int_equal(world.object.small, sample.small);
+}
+
 /* --- streams that are wrong --- */
 
 static void test_not_a_stream(void **state)
@@ -1072,6 +1125,8 @@ int main(void)
         cmocka_unit_test(test_optional_target_is_left_alone),
         cmocka_unit_test(test_check_refuses),
         cmocka_unit_test(test_load_is_atomic),
+        cmocka_unit_test(test_section_comes_again),
+        cmocka_unit_test(test_long_section_comes_again),
         cmocka_unit_test(test_not_a_stream),
         cmocka_unit_test(test_format_from_the_future),
         cmocka_unit_test(test_end_of_stream),
