@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import gzip
 import json
 import os
@@ -45,8 +46,23 @@ BOOT_PATIENCE = 300.0  # seconds; it takes five to fifteen, and several times th
 STAGES = ("hello", "describe", "prepare", "rehearse", "quiesce", "pause", "switch", "go", "run", "finish")
 
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+SYS_PIDFD_GETFD = 438  # <asm/unistd_64.h>; Python has no function for it
+
 # What a guest's kernel says first when something is badly wrong.
 COMPLAINT = re.compile(r"BUG: |Oops|kernel BUG|general protection|unable to handle|stack guard|double fault|Kernel panic|Call Trace")
+
+
+def copy_descriptor(pid: int, number: int) -> int:
+    """A descriptor of this process's for what another one has open."""
+    process = os.pidfd_open(pid)
+    try:
+        copy = LIBC.syscall(SYS_PIDFD_GETFD, process, number, 0)
+        if copy < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return copy
+    finally:
+        os.close(process)
 
 
 class LabError(AssertionError):

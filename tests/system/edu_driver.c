@@ -114,14 +114,17 @@ static void put_file(const char *name, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 static void put_file(const char *name, const char *format, ...)
 {
-    char path[256], text[256];
+    char path[256], path_new[260], text[256];
     va_list arguments;
 
     snprintf(path, sizeof(path), "%s/%s", edu.directory, name);
+    snprintf(path_new, sizeof(path_new), "%s.new", path);
     va_start(arguments, format);
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
-    write_text(path, text);
+    write_text(path_new, text); /* who reads meanwhile finds the former one, not a part of this */
+    if (rename(path_new, path) != 0)
+        die("%s", path);
 }
 
 static bool has_file(const char *name)

@@ -556,13 +556,16 @@ def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], lis
         return max((first for first in accounts if order.index(first) <= order.index(stage)), key=order.index)
 
     rows = []
-    for name, iommufd in (("iommufd", "iommufd0"), ("container", "")):
+    for name, iommufd in (("container", ""), ("iommufd", "iommufd0")):  # the last one's guest goes on to the first tests
+        for other in SUBJECTS.values():
+            other.end()
         subject = SUBJECTS[name] = Subject(iommufd)
         subject.start()
         subject.edu = Edu(subject.guest, EDU, "msi", rest=Edu.REST)  # its interrupt makes calls, too
         faults = choose(matrix(Stage.table(), certain(subject.record())), name)
-        subject.end()
-        rows += [pytest.param((name, phase(fault.stage)), fault, id=f"{name}-{fault}") for fault in faults]
+        subject.edu.stop().check()
+        subject.edu = None
+        rows[:0] = [pytest.param((name, phase(fault.stage)), fault, id=f"{name}-{fault}") for fault in faults]
     metafunc.parametrize(("subject", "fault"), rows, indirect=["subject"], scope="module")
 
 

@@ -51,7 +51,8 @@ def main() -> None:
         mistakes += not exchange(devices[0], devices[1], registers[1])
         mistakes += not exchange(devices[1], devices[0], registers[0])
         rounds += 1
-        (directory / "progress").write_text(str(rounds))
+        (directory / "new").write_text(str(rounds))
+        (directory / "new").rename(directory / "progress")  # who reads meanwhile finds the former one
     (directory / "result").write_text(f"{rounds} {mistakes}\n")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Hosts that lack /dev/iommu, /dev/vfio or parts of it, or /dev/kvm: what needs none of it works, and the rest is told what is missing.
 
 A host's /dev is made anew in a mount namespace, without what shall be absent (test_stock.py is about kernels that have no

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Locked memory: who it is charged to, before and after updates, and that nothing of it is left in the end."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Builds without iommufd, without legacy containers, and without both: what they can do they do, what they lack they name."""
 
 from __future__ import annotations

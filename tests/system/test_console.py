@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 2048
+# lab: --memory 8192
 """The serial console on each back end: output, input, much of both, and clients that come and go."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device edu,dma_mask=0xffffffffffffffff
+# lab: --memory 3072 --device nvme --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --trace pci_cfg_write
 """Many updates of one guest, up and down alternately, under fio and interrupts: nothing is lost and nothing grows."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Descriptors that whoever starts baton has opened (fd=), and the names by which another process finds a device."""
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device edu --device edu --device edu
+# lab: --memory 3072 --device nvme --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff --trace pci_cfg_write
 """Hardware page tables of an iommufd: shared ones, one of a device's own, the kernel's; kept across updates, gone at the end."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -13,31 +12,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton_lab import FioLoad, Guest, bind, nvme_guest, vfio_options
+from baton_lab import FioLoad, Guest, bind, copy_descriptor, nvme_guest, vfio_options
 
 GET_DIRTY_BITMAP = ord(";") << 8 | 0x8C
 NO_CLEAR = 1
 IDS = range(1, 64)
 DEVICES = {"edu1": ("02:00.0", ""), "edu2": ("03:00.0", ",hwpt=own"), "edu3": ("04:00.0", ",hwpt=ioas")}
-PIDFD_OPEN, PIDFD_GETFD = 434, 438
-
-
-def system_call(number: int, *arguments: int) -> int:
-    library = ctypes.CDLL(None, use_errno=True)
-    result = library.syscall(number, *arguments)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
 
 
 def copy_iommufd(pid: int) -> int:
-    """A descriptor of this process's for the iommufd of another one."""
-    number = next(int(name) for name in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{name}") == "/dev/iommu")
-    process = system_call(PIDFD_OPEN, pid, 0)
-    try:
-        return system_call(PIDFD_GETFD, process, number, 0)
-    finally:
-        os.close(process)
+    return copy_descriptor(pid, next(int(name) for name in os.listdir(f"/proc/{pid}/fd")
+                                     if os.readlink(f"/proc/{pid}/fd/{name}") == "/dev/iommu"))
 
 
 def page_tables(iommufd: int) -> list[int]:

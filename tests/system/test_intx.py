@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import Edu, Guest, Trace, bind, nvme_guest, run, vfio_options, wait_for
+from baton_lab import Edu, Guest, Trace, bind, copy_descriptor, nvme_guest, run, vfio_options, wait_for
 from faults import Call, held_update, preload
 
 # For what has nothing to do with how DMA is mapped and takes its time.
@@ -44,7 +43,6 @@ class Nic:
 NICS = [Nic("e1000", "02:00.0", "0000:00:02.0", "lab0", "10.1.1", "e1000", 18),
         Nic("rtl8139", "03:00.0", "0000:00:03.0", "lab1", "10.1.2", "8139cp", 19)]
 READINGS = (0xC208AE62, 0x8070AE9F, 0x8400AE8E)  # KVM_GET_IRQCHIP, KVM_GET_PIT2, KVM_GET_LAPIC
-SYS_PIDFD_GETFD = 438  # <asm/unistd_64.h>; Python has no function for it
 EDU = "0000:00:0a.0"  # eight slots after the first NIC, whose line it shares
 
 
@@ -176,6 +174,7 @@ def update_at_each_step(guest: Guest) -> None:
     guest.check_kernel_log()
 
 
+@iommufd_only
 def test_shared_line_across_updates(guest: Guest, trace: Trace) -> None:
     """Two devices on one line, both busy: each gets its interrupts, and edu counts that it gets every one."""
     edu = Edu(guest, EDU, "intx")
@@ -195,6 +194,7 @@ def test_nothing_was_reset(trace: Trace) -> None:
     trace.check_untouched("e1000", "rtl8139", "edu", "nvme")
 
 
+@iommufd_only
 def test_reset_brings_all_back(guest: Guest) -> None:
     guest.command("sync; mount -o remount,ro /")
     guest.qmp.execute("system_reset")
@@ -222,16 +222,6 @@ def test_lines_masked_in_the_controller(iommufd: str) -> None:
         guest.check_kernel_log()
 
 
-def signal_eventfd(pid: int, descriptor: int) -> None:
-    """One of another process's."""
-    process = os.pidfd_open(pid)
-    copy = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, process, descriptor, 0)
-    assert copy >= 0, os.strerror(ctypes.get_errno())
-    os.eventfd_write(copy, 1)
-    os.close(copy)
-    os.close(process)
-
-
 def pin(guest: Guest, gsi: int) -> int:
     """The eventfd through which the guest's process, held in an update, raises a line itself: the one that it gave to KVM last."""
     return int(re.findall(rf"^{guest.pid}@\S+:kvm_irqfd_assign gsi={gsi} fd=(\d+)", guest.log, re.M)[-1])
@@ -249,7 +239,9 @@ def test_between_the_controllers(iommufd: str) -> None:
             edu.wait_for_more()
             call = Call("outgoing", "pause", "ioctl", request)
             with held_update(guest, injection, call, "kvm_irqfd_*"):
-                signal_eventfd(guest.pid, pin(guest, NICS[0].gsi))
+                eventfd = copy_descriptor(guest.pid, pin(guest, NICS[0].gsi))
+                os.eventfd_write(eventfd, 1)
+                os.close(eventfd)
                 time.sleep(0.2)
             edu.wait_for_more()
         edu.stop().check()

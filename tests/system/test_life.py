@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072
+# lab: --memory 8192
 """A guest's life: processors, power-off, reboot, and what QMP does to it."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """Mediated devices: the kernel's sample of a PCI serial card (mtty), which echoes what is written to it.
 
 In an iommufd a guest with two of them, beside the drive that it has booted from, is updated while data goes round; in a legacy

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device e1000e --trace pci_cfg_write
+# lab: --memory 3072 --device nvme --device ahci:size=64M --device e1000e --trace pci_cfg_write
 """MSI-X: messages, masked and pending vectors, and vectors that are first enabled after an update."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NIC = "0000:00:02.0"
 @pytest.fixture(scope="module")
 def guest(iommufd: str) -> Iterator[Guest]:
     bind("all")
-    with nvme_guest(*vfio_options("02:00.0", ident="nic0", iommufd=iommufd, declare=False), iommufd=iommufd) as guest:
+    with nvme_guest(*vfio_options("03:00.0", ident="nic0", iommufd=iommufd, declare=False), iommufd=iommufd) as guest:
         yield guest.boot()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 2048
+# lab: --memory 8192
 """QMP against a live process: QEMU's names and shapes, hostile input, several clients, and Debian's own client."""
 
 from __future__ import annotations

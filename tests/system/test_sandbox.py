@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072
+# lab: --memory 8192
 """The boundaries of docs/threat-model.md, of a process of baton that runs: filters of system calls in every thread, and what
 happens to a call that is on no list; memory that cannot shrink; descriptors that no program inherits; other users of the host.
 (All other files run with the filters on, too, and fail if a call of baton's own is refused: Guest.destroy(). Each list, call by

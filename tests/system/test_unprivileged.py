@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme
+# lab: --memory 3072 --device nvme --device virtio-blk:size=64M
 """baton needs no privilege but access to its device nodes: a user's guest with a passed-through drive, through its life."""
 
 from __future__ import annotations

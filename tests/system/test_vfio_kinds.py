@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab: --memory 3072 --device nvme --device ahci:size=64M --device e1000e
+# lab: --memory 3072 --device nvme --device ahci:size=64M --device e1000e --trace pci_cfg_write
 """Other kinds of devices, and several in one guest: a disk controller with MSI and a NIC with MSI-X, across updates."""
 
 from __future__ import annotations
