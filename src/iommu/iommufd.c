@@ -214,6 +214,8 @@ static int bind_error(const struct iommu_device *device, int code, struct error 
         return error_set(error, code,
                          "this kernel cannot bind it to iommufd: it needs CONFIG_VFIO_DEVICE_CDEV "
                          "(Linux 6.6)");
+    case EINVAL:
+        return error_set(error, code, "it is in use by another process");
     case EBUSY:
         return error_set(error, code,
                          "it is in use by another process, or another device of its IOMMU group is "
@@ -227,14 +229,27 @@ static int bind_error(const struct iommu_device *device, int code, struct error 
     }
 }
 
+/* EINVAL: another descriptor of the device is bound, if it is not this one. */
+static int bind_device(const struct iommu_device *device, struct uapi_vfio_bind_iommufd *bind,
+                       struct error *error)
+{
+    for (unsigned tries = 0; ioctl(device->fd, UAPI_VFIO_BIND_IOMMUFD, bind) != 0; tries++) {
+        int code = errno;
+
+        if (code != EINVAL || device->sysfs == NULL || !iommu_wait_released(tries))
+            return bind_error(device, code, error);
+    }
+    return 0;
+}
+
 static int bind_and_attach(struct iommu *iommu, struct iommu_device *device,
                            enum iommu_hwpt_choice choice, struct error *error)
 {
     struct uapi_vfio_bind_iommufd bind = {.argsz = sizeof(bind), .iommufd = iommu->fd};
-    int result;
+    int result = bind_device(device, &bind, error);
 
-    if (ioctl(device->fd, UAPI_VFIO_BIND_IOMMUFD, &bind) != 0)
-        return bind_error(device, errno, error);
+    if (result < 0)
+        return result;
     trace(vfio_bind, sysfs_name(device->sysfs), iommu->facts.id, bind.out_devid);
     device->devid = bind.out_devid;
     result = hwpt_attach(iommu, device, choice, error);

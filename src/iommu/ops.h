@@ -77,6 +77,14 @@ struct iommu_set {
     bool warned;
 };
 
+/**
+ * For who finds a device or a group in use: the kernel lets go of what a process had some time
+ * after its end, and whoever starts a guest anew because its process has ended may be faster than
+ * that. Waits a moment. @param tries how often it was tried before
+ * @return whether to try again; false after a second or so
+ */
+bool iommu_wait_released(unsigned tries);
+
 /* As far as they were built: reached through iommu_backend_ops(). */
 extern const struct iommu_ops iommu_iommufd_ops, iommu_type1_ops;
 

@@ -5,12 +5,16 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/trace.h"
 #include "base/util.h"
 #include "iommu/ops.h"
+
+#define RELEASE_WAIT_MS 20
+#define RELEASE_TRIES   50u
 
 static const struct state_field mapping_fields[] = {
     STATE_UINT(struct iommu_mapping, iova, 1),
@@ -239,4 +243,12 @@ uint64_t iommu_mapped_size(const struct iommu *iommu)
     for (uint32_t i = 0; i < iommu->facts.mapping_count; i++)
         total += iommu->facts.mappings[i].size;
     return total;
+}
+
+bool iommu_wait_released(unsigned tries)
+{
+    if (tries == RELEASE_TRIES)
+        return false;
+    poll(NULL, 0, RELEASE_WAIT_MS);
+    return true;
 }

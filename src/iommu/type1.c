@@ -187,9 +187,12 @@ static int open_group(const struct iommu_device *device, struct error *error)
     char path[32];
 
     snprintf(path, sizeof(path), "/dev/vfio/%" PRIu32, device->group);
-    fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return open_error(device, path, errno, error);
+    for (unsigned tries = 0; (fd = open(path, O_RDWR | O_CLOEXEC)) < 0; tries++) {
+        int code = errno;
+
+        if (code != EBUSY || !iommu_wait_released(tries))
+            return open_error(device, path, code, error);
+    }
     if (ioctl(fd, VFIO_GROUP_GET_STATUS, &status) != 0)
         return error_set_errno(error, errno, "cannot ask for the status of %s", path);
     if (!(status.flags & VFIO_GROUP_FLAGS_VIABLE))

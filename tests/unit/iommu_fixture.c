@@ -32,9 +32,16 @@ static int note(const char *format, ...)
     va_start(arguments, format);
     vsnprintf(start, sizeof(record.log) - used, format, arguments);
     va_end(arguments);
-    if (record.fail == NULL || strcmp(start, record.fail) != 0 || record.skip-- != 0)
+    if (record.fail == NULL || strcmp(start, record.fail) != 0)
         return 0;
-    record.fail = NULL;
+    if (record.skip > 0) {
+        record.skip--;
+        return 0;
+    }
+    if (record.times > 1)
+        record.times--;
+    else
+        record.fail = NULL;
     errno = record.code;
     return -1;
 }

@@ -25,6 +25,7 @@ struct record {
     char log[4096];          /* what was called, in order */
     const char *fail;        /* the call that fails ... */
     unsigned skip;           /* ... after as many that do not */
+    unsigned times;          /* ... so many times (0: once) */
     int code;                /* ... and how */
     enum whose map[REGIONS]; /* of the container */
     bool no_update, no_unmap_all, no_iommufd;

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -92,10 +93,35 @@ static void passed_descriptors(void **state)
     assert_int_equal(fcntl(context, F_GETFD), -1);
 }
 
+/* Whose process ended a moment ago may still be in the kernel's hands. */
+static void in_use_for_a_moment(void **state)
+{
+    const struct iommu_choice choice = {
+        .iommufd = "io", .ioas = "", .container = "", .hwpt = IOMMU_HWPT_IOAS};
+    struct fixture *fixture = *state;
+    struct iommu_device device = {.fd = new_fd(), .sysfs = "/nowhere"};
+    struct error error = {0};
+
+    assert_int_equal(iommu_set_add_iommufd(fixture->set, "io", new_fd(), &error), 0);
+    forget();
+    record.fail = "bind;";
+    record.times = 2;
+    record.code = EINVAL;
+    assert_int_equal(iommu_set_attach(fixture->set, &choice, &device, &error), 0);
+    assert_string_equal(record.log, "bind;bind;bind;attach;");
+
+    forget();
+    record.fail = "bind;";
+    record.times = UINT_MAX;
+    assert_int_equal(iommu_set_attach(fixture->set, &choice, &device, &error), -EINVAL);
+    assert_non_null(strstr(error.message, "in use"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         IOMMU_TEST(passed_descriptors),
+        IOMMU_TEST(in_use_for_a_moment),
         IOMMU_TEST(several_ioases),
     };
 

@@ -5,6 +5,7 @@
 #include "iommu_fixture.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -67,6 +68,18 @@ static void named_containers(void **state)
     assert_string_equal(record.log, "open vfio/vfio;open vfio/8;join;iommu;map 0;map 1;device c;");
 }
 
+/* Whose process ended a moment ago may still be in the kernel's hands. */
+static void in_use_for_a_moment(void **state)
+{
+    record.fail = "open vfio/7;";
+    record.times = 2;
+    record.code = EBUSY;
+    attach_ok(*state, "a", &common);
+    assert_string_equal(
+        record.log,
+        "open vfio/vfio;open vfio/7;open vfio/7;open vfio/7;join;iommu;map 0;map 1;device a;");
+}
+
 /* Each call fails in turn; nothing stays open, and the same device can be attached then. */
 static void each_call_fails(void **state)
 {
@@ -93,9 +106,11 @@ static void each_call_fails(void **state)
         iommu_fixture_setup(&own);
         fixture = own;
         record.fail = table[i].call;
+        record.times = table[i].code == EBUSY ? UINT_MAX : 1; /* it is tried again, for a while */
         record.code = table[i].code;
         assert_int_equal(attach(fixture, "a", &common, &error), -table[i].code);
         assert_non_null(strstr(error.message, table[i].message));
+        record.fail = NULL;
         forget();
         record.map[0] = record.map[1] = UNMAPPED; /* gone with the container */
         attach_ok(fixture, "a", &common);
@@ -319,6 +334,7 @@ int main(void)
         IOMMU_TEST(shared_container),
         IOMMU_TEST(further_container),
         IOMMU_TEST(named_containers),
+        IOMMU_TEST(in_use_for_a_moment),
         IOMMU_TEST(each_call_fails),
         IOMMU_TEST(device_fails),
         IOMMU_TEST(strange_group),
