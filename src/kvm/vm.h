@@ -69,9 +69,11 @@ int kvm_vm_check(const struct kvm_vm *vm, unsigned capability, struct error *err
 /** Sets the level of an input of the in-kernel interrupt controllers. @param gsi 0 to 23 */
 void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level);
 
-/** Reads the controllers of a VM whose vCPUs are stopped (or, for a rehearsal, running). */
+/** Reads the controllers of a VM whose vCPUs are stopped (or, for a rehearsal, running), before the
+ * vCPUs' local APICs are read: see kvm_vcpus_stop_and_save(). */
 int kvm_vm_save(struct kvm_vm *vm, struct kvm_vm_state *state, struct error *error);
-/** Writes them, before the vCPUs' local APICs are written. */
+/** Writes them, after the vCPUs' local APICs have been written: what is pending in the IOAPIC goes
+ * to those. In a reset, where nothing is, it does not matter. */
 int kvm_vm_load(struct kvm_vm *vm, const struct kvm_vm_state *state, struct error *error);
 /** Puts them back to what they were when the VM was made. */
 int kvm_vm_reset(struct kvm_vm *vm, struct error *error);

@@ -135,9 +135,8 @@ const struct machine_part machine_part_files = {
 
 /* --- the table ----------------------------------------------------------------------------- */
 
-/* State is applied in this order as well: interrupt controllers before the local APICs (loading
- * an IOAPIC injects what is pending in it, which the APICs' own state then overwrites), TSC offsets
- * before the clock, and devices, which may raise lines, last. */
+/* State is applied in this order as well: vCPUs and then the VM's interrupt controllers (see
+ * vcpus_apply()), TSC offsets before the clock, and devices, which may raise lines, last. */
 /* clang-format off */
 const struct machine_part *const machine_parts[] = {
     &machine_part_own,

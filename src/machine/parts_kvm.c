@@ -162,11 +162,6 @@ static int vm_save(struct machine *machine, struct error *error)
     return kvm_vm_save(&machine->vm, &machine->vm_state, error);
 }
 
-static int vm_apply(struct machine *machine, struct error *error)
-{
-    return kvm_vm_load(&machine->vm, &machine->vm_state, error);
-}
-
 const struct machine_part machine_part_vm = {
     .name = "vm",
     .count = machine_one,
@@ -178,7 +173,6 @@ const struct machine_part machine_part_vm = {
     .state_type = &kvm_vm_state_type,
     .state = vm_state,
     .save = vm_save,
-    .apply = vm_apply,
 };
 
 /* --- vcpus --------------------------------------------------------------------------------- */
@@ -244,9 +238,14 @@ static int vcpus_save(struct machine *machine, struct error *error)
     return kvm_vcpus_call(machine->vcpus, machine->vcpu_count, kvm_vcpu_save_task, NULL, error);
 }
 
+/* The VM's controllers come after the local APICs, the other way round than when they are saved:
+ * loading an IOAPIC injects what is pending in it, which a local APIC's own state would overwrite.
+ */
 static int vcpus_apply(struct machine *machine, struct error *error)
 {
-    return kvm_vcpus_load(machine->vcpus, machine->vcpu_count, error);
+    int ret = kvm_vcpus_load(machine->vcpus, machine->vcpu_count, error);
+
+    return ret < 0 ? ret : kvm_vm_load(&machine->vm, &machine->vm_state, error);
 }
 
 /* All of them at the first one's turn: they reset in parallel. */
