@@ -296,7 +296,8 @@ static bool is_as_before(const struct cursor *cursor, const struct state_target 
            memcmp(cursor->bytes + cursor->position, target->former, target->former_length) == 0;
 }
 
-/* Keeps the section that has just been read, for the next time. */
+/* Keeps the section that has just been read, for the next time. A peer that has changed it since
+ * then will get what it was decoded to, which has been checked. */
 static void remember(struct state_target *target, const struct cursor *cursor, size_t start)
 {
     size_t length = cursor->position - start;
