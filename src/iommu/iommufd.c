@@ -215,7 +215,9 @@ static int bind_error(const struct iommu_device *device, int code, struct error 
                          "this kernel cannot bind it to iommufd: it needs CONFIG_VFIO_DEVICE_CDEV "
                          "(Linux 6.6)");
     case EINVAL:
-        return error_set(error, code, "it is in use by another process");
+        return error_set(error, code,
+                         "it is in use by another process: end that, or see who has it open (fuser "
+                         "/dev/vfio/devices/*); a descriptor that was passed must not be bound");
     case EBUSY:
         return error_set(error, code,
                          "it is in use by another process, or another device of its IOMMU group is "

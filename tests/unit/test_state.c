@@ -578,6 +578,20 @@ static void test_load_is_atomic(void **state)
     assert_false(targets[0].loaded);
 }
 
+/* Loads a sample, changes the object, and loads the same again. */
+static void load_twice(struct world *world, uint8_t *former, size_t capacity, struct sample *sample,
+                       struct stream *stream)
+{
+    world_init(world, &sample_type_2);
+    world->target.former = former;
+    world->target.former_capacity = capacity;
+    sample_fill(sample);
+    save(stream, &sample_type_2, sample);
+    assert_int_equal(world_load(world, stream), 0);
+    world->object.small ^= 1;
+    assert_int_equal(world_load(world, stream), 0);
+}
+
 /* A section that comes again as it was is not decoded: the object is left alone. Any other is. */
 static void test_section_comes_again(void **state)
 {
@@ -586,14 +600,7 @@ static void test_section_comes_again(void **state)
     struct stream stream, other, wrong;
     struct world world;
 
-    world_init(&world, &sample_type_2);
-    world.target.former = former;
-    world.target.former_capacity = sizeof(former);
-    sample_fill(&sample);
-    save(&stream, &sample_type_2, &sample);
-    assert_int_equal(world_load(&world, &stream), 0);
-    world.object.small ^= 1;
-    assert_int_equal(world_load(&world, &stream), 0);
+    load_twice(&world, former, sizeof(former), &sample, &stream);
     assert_true(world.target.loaded);
     assert_int_equal(world.object.small, sample.small ^ 1);
 
@@ -620,14 +627,7 @@ static void test_long_section_comes_again(void **state)
     struct stream stream;
     struct world world;
 
-    world_init(&world, &sample_type_2);
-    world.target.former = former;
-    world.target.former_capacity = sizeof(former);
-    sample_fill(&sample);
-    save(&stream, &sample_type_2, &sample);
-    assert_int_equal(world_load(&world, &stream), 0);
-    world.object.small ^= 1;
-    assert_int_equal(world_load(&world, &stream), 0);
+    load_twice(&world, former, sizeof(former), &sample, &stream);
     assert_int_equal(world.object.small, sample.small);
 }
 
