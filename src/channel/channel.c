@@ -121,20 +121,18 @@ pid_t channel_peer_pid(const struct channel *channel)
     return channel->peer_pid;
 }
 
-bool channel_peer_dead(const struct channel *channel)
+bool channel_peer_dies(const struct channel *channel, unsigned timeout_ms)
 {
     struct pollfd state = {.fd = channel->peer_pidfd, .events = POLLIN};
 
-    return poll_until(&state, 1, 0) > 0;
+    return poll_until(&state, 1, deadline_after(timeout_ms)) > 0;
 }
 
 /* A process that ends closes its sockets a moment before its pidfd tells: worth a short wait, since
  * a crash and a farewell are different stories for the operator. */
 static int peer_gone(const struct channel *channel, struct error *error)
 {
-    struct pollfd state = {.fd = channel->peer_pidfd, .events = POLLIN};
-
-    if (poll_until(&state, 1, deadline_after(DEATH_GRACE_MS)) > 0)
+    if (channel_peer_dies(channel, DEATH_GRACE_MS))
         return error_set(error, EPIPE, "the other process (%d) has ended", (int)channel->peer_pid);
     return error_set(error, EPIPE, "the other process (%d) has closed the channel",
                      (int)channel->peer_pid);

@@ -95,8 +95,8 @@ int channel_peer_pidfd(const struct channel *channel);
 /** @return the peer's process id, as the kernel says. */
 pid_t channel_peer_pid(const struct channel *channel);
 
-/** @return whether the peer's process has ended. */
-bool channel_peer_dead(const struct channel *channel);
+/** @return whether the peer's process has ended, or does within @p timeout_ms. */
+bool channel_peer_dies(const struct channel *channel, unsigned timeout_ms);
 
 /** Closes the connection. NULL is fine. */
 void channel_close(struct channel *channel);

@@ -179,6 +179,7 @@ static void complete_exit(struct kvm_vcpu *vcpu)
 
 static void run_guest(struct kvm_vcpu *vcpu)
 {
+    vcpu->ops->enters(vcpu->opaque);
     __atomic_store_n(&vcpu->first_entry_ns, clock_ns(), __ATOMIC_SEQ_CST);
     while (!is_kicked(vcpu)) {
         if (enter_guest(vcpu))

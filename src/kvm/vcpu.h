@@ -22,6 +22,8 @@ struct kvm_vcpu;
 
 /** Called on the vCPU's thread, without the machine's lock. */
 struct kvm_vcpu_ops {
+    /** It has been let run, and is about to enter the guest. */
+    void (*enters)(void *opaque);
     /** The guest shut its processor down (triple fault), which stays paused: asks for a reset. */
     void (*triple_fault)(void *opaque);
     /** KVM cannot go on; the vCPU stops. @param reason for the operator */

@@ -481,8 +481,10 @@ uint64_t machine_warm_up(struct machine *machine, unsigned limit_ms)
                              deadline);
 }
 
-void machine_run_adopted(struct machine *machine)
+void machine_run_adopted(struct machine *machine, void (*enters)(void *opaque), void *opaque)
 {
+    machine->enters = enters;
+    machine->enters_opaque = opaque;
     machine->state.generation++;
     set_spaces_live(machine, true);
     if (machine->state.running) {

@@ -105,8 +105,13 @@ void machine_handed_over(struct machine *machine);
  */
 uint64_t machine_warm_up(struct machine *machine, unsigned limit_ms);
 
-/** Incoming: lets the guest run, or be paused, as it was. */
-void machine_run_adopted(struct machine *machine);
+/**
+ * Incoming: lets the guest run, or be paused, as it was.
+ * @param enters called on a vCPU's thread before the guest's first instruction here, and whenever a
+ *               vCPU enters the guest after a pause; on several threads at once
+ * @param opaque for it; valid as long as the machine
+ */
+void machine_run_adopted(struct machine *machine, void (*enters)(void *opaque), void *opaque);
 
 /** Times of each vCPU: latest exit from and entry into the guest, CLOCK_MONOTONIC ns. */
 void machine_vcpu_times(const struct machine *machine, unsigned index, uint64_t *last_exit_ns,

@@ -74,6 +74,8 @@ struct machine {
     struct kvm_vcpu *vcpus;
     unsigned vcpu_count; /**< made so far */
     struct kvm_rendezvous rendezvous;
+    void (*enters)(void *opaque); /**< adopted: see machine_run_adopted() */
+    void *enters_opaque;
     struct pci_host *pci;
     struct chardev *console;
     struct serial *serial;

@@ -196,7 +196,16 @@ static void on_failed(void *opaque, unsigned index, const char *reason)
     machine_post_request(opaque, MACHINE_REQUEST_FAIL);
 }
 
+static void on_enter(void *opaque)
+{
+    const struct machine *machine = opaque;
+
+    if (machine->enters)
+        machine->enters(machine->enters_opaque);
+}
+
 static const struct kvm_vcpu_ops vcpu_ops = {
+    .enters = on_enter,
     .triple_fault = on_triple_fault,
     .failed = on_failed,
 };

@@ -232,7 +232,7 @@ static void conclude(struct update_incoming *incoming, int result)
 
 static void close_wire(struct update_incoming *incoming)
 {
-    if (incoming->wire.channel && channel_peer_dead(incoming->wire.channel))
+    if (incoming->wire.channel && channel_peer_dies(incoming->wire.channel, 0))
         trace(update_peer_death, "incoming", (int)channel_peer_pid(incoming->wire.channel));
     if (incoming->wire.channel)
         channel_close(incoming->wire.channel);

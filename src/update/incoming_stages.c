@@ -170,16 +170,26 @@ int incoming_switch(struct update_incoming *incoming, struct error *error)
     return ret;
 }
 
-/* Nothing may fail once the guest is claimed; what does is reported and lived with. */
+static void guest_runs(void *opaque)
+{
+    const struct update_incoming *incoming = opaque;
+
+    wire_runs(&incoming->memory);
+}
+
+/* Nothing may fail once the guest is claimed; what does is reported and lived with. Should this
+ * process die, the guest is not lost with it before one of its vCPUs has entered, or an interrupt
+ * has been taken from an eventfd. */
 int incoming_go(struct update_incoming *incoming, struct error *error)
 {
-    bool won = wire_claim(&incoming->memory, WIRE_RUNS);
+    bool won = wire_claim(&incoming->memory, WIRE_CLAIMED);
     struct error ignored;
 
     trace(update_claim, "incoming", won);
     if (!won)
         return error_set(error, ECANCELED, "the go came too late, the guest has been taken back");
-    machine_run_adopted(incoming->machine);
+    machine_run_adopted(incoming->machine, guest_runs, incoming);
+    wire_runs(&incoming->memory);
     if (machine_set_delivery(incoming->machine, KVM_IRQ_PROXY, &ignored) < 0)
         log_error("%s", ignored.message);
     incoming->runs = true;

@@ -77,16 +77,16 @@ static int run_stage(struct outgoing *outgoing, const struct stage *stage, struc
  * take what is ours again. Only when it is dead can that be ruled out. */
 static void get_rid_of_peer(struct outgoing *outgoing)
 {
-    struct pollfd ends = {.fd = channel_peer_pidfd(outgoing->wire.channel), .events = POLLIN};
+    const struct channel *channel = outgoing->wire.channel;
+    int pid = (int)channel_peer_pid(channel);
 
-    if (!channel_peer_dead(outgoing->wire.channel)) {
-        log_warning("process %d has not answered and is killed",
-                    (int)channel_peer_pid(outgoing->wire.channel));
-        trace(update_peer_kill, (int)channel_peer_pid(outgoing->wire.channel));
-        syscall(SYS_pidfd_send_signal, ends.fd, SIGKILL, NULL, 0);
-    }
-    if (poll(&ends, 1, PEER_DEATH_MS) != 1)
-        log_warning("process %d does not die", (int)channel_peer_pid(outgoing->wire.channel));
+    if (channel_peer_dies(channel, 0))
+        return;
+    log_warning("process %d has not answered and is killed", pid);
+    trace(update_peer_kill, pid);
+    syscall(SYS_pidfd_send_signal, channel_peer_pidfd(channel), SIGKILL, NULL, 0);
+    if (!channel_peer_dies(channel, PEER_DEATH_MS))
+        log_warning("process %d does not die", pid);
 }
 
 /* First to last, and not the other way round: mappings and interrupts are back in place before the
@@ -111,7 +111,7 @@ static void undo(struct outgoing *outgoing, unsigned begun, int reason)
 static void close_wire(struct outgoing *outgoing)
 {
     update_channel_opened(outgoing->update, NULL);
-    if (outgoing->wire.channel && channel_peer_dead(outgoing->wire.channel))
+    if (outgoing->wire.channel && channel_peer_dies(outgoing->wire.channel, 0))
         trace(update_peer_death, "outgoing", (int)channel_peer_pid(outgoing->wire.channel));
     if (outgoing->wire.channel)
         channel_close(outgoing->wire.channel);

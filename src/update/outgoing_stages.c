@@ -243,12 +243,21 @@ int outgoing_go(struct outgoing *outgoing, struct error *error)
     return ret;
 }
 
-/* The go is out. If the new process has claimed the guest, it lives or dies there, whatever the
- * answer; if not, it never will, however late it wakes up. */
+/* A process that has claimed the guest and died before it ran there. Only its death rules out that
+ * it will, so one that is silent is not taken anything from. */
+static bool inherit(struct outgoing *outgoing)
+{
+    return wire_is_claimed(&outgoing->memory) &&
+           channel_peer_dies(outgoing->wire.channel, (unsigned)outgoing_time_left(outgoing)) &&
+           wire_inherit(&outgoing->memory);
+}
+
+/* The go is out. If the guest has begun to run in the new process, it lives or dies there, whatever
+ * the answer; if that has not claimed it, it never will, however late it wakes up. */
 int outgoing_run(struct outgoing *outgoing, struct error *error)
 {
     int ret = outgoing_receive_reply(outgoing, error);
-    bool won = wire_claim(&outgoing->memory, WIRE_TAKEN_BACK);
+    bool won = wire_claim(&outgoing->memory, WIRE_TAKEN_BACK) || (ret < 0 && inherit(outgoing));
 
     trace(update_claim, "outgoing", won);
     if (!won)

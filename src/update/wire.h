@@ -78,8 +78,9 @@ extern const struct state_type wire_request_type, wire_reply_type, wire_batch_ty
 /** Whose the guest is once the go is out: whoever claims it first, for ever. */
 enum wire_claim {
     WIRE_UNCLAIMED = 0,
-    WIRE_RUNS = 1,       /**< incoming side, before the guest's first instruction */
+    WIRE_RUNS = 1,       /**< incoming side, just before the guest's first instruction there */
     WIRE_TAKEN_BACK = 2, /**< outgoing side, which has waited long enough */
+    WIRE_CLAIMED = 3,    /**< incoming side; the guest has not done anything there yet */
 };
 
 /** Head of the memfd that both map; the rest is described by offsets from its start. */
@@ -110,6 +111,28 @@ static inline bool wire_claim(const struct wire_memory *memory, enum wire_claim 
     uint32_t unclaimed = WIRE_UNCLAIMED;
 
     return atomic_compare_exchange_strong(&memory->shared->claim, &unclaimed, (uint32_t)claim);
+}
+
+/** Incoming side: from now on the guest, or an interrupt of its devices, may be lost with us. */
+static inline void wire_runs(const struct wire_memory *memory)
+{
+    atomic_store(&memory->shared->claim, (uint32_t)WIRE_RUNS);
+}
+
+/** @return whether the incoming side has the guest, which has not done anything there so far */
+static inline bool wire_is_claimed(const struct wire_memory *memory)
+{
+    return atomic_load(&memory->shared->claim) == WIRE_CLAIMED;
+}
+
+/** Outgoing side: the incoming process is dead. @return whether it died before the guest ran there,
+ * so that it is the caller's now */
+static inline bool wire_inherit(const struct wire_memory *memory)
+{
+    uint32_t claimed = WIRE_CLAIMED;
+
+    return atomic_compare_exchange_strong(&memory->shared->claim, &claimed,
+                                          (uint32_t)WIRE_TAKEN_BACK);
 }
 
 static inline void *wire_description(const struct wire_memory *memory)

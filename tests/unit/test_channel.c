@@ -277,7 +277,7 @@ static void test_peer_closes(void **state)
            "has closed the channel");
     expect(world, channel_send(world->far, &world->message, LONG_MS, &world->error), EPIPE,
            "has closed the channel");
-    assert_false(channel_peer_dead(world->far));
+    assert_false(channel_peer_dies(world->far, 0));
 }
 
 /* A child that runs some code with a channel to us and stays a zombie, or lives, until reaped. */
@@ -326,7 +326,7 @@ static void test_last_words_of_the_dead(void **state)
     pid_t child = spawn(world, send_three_and_die);
 
     reap(child);
-    assert_true(channel_peer_dead(world->near));
+    assert_true(channel_peer_dies(world->near, 0));
     for (uint32_t i = 0; i < 3; i++)
         expect(world, channel_receive(world->near, &world->received, LONG_MS, &world->error), 0,
                "");
@@ -378,7 +378,7 @@ static void test_death_during_a_send(void **state)
         ret = channel_send(world->near, &world->message, 0, &world->error);
     } while (ret == 0);
     assert_int_equal(ret, -ETIMEDOUT);
-    assert_false(channel_peer_dead(world->near));
+    assert_false(channel_peer_dies(world->near, 0));
     kill(child, SIGKILL);
     expect(world, channel_send(world->near, &world->message, LONG_MS, &world->error), EPIPE,
            "has ended");

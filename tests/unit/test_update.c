@@ -215,12 +215,13 @@ void machine_handed_over(struct machine *machine)
     step(machine, "gone", &ignored);
 }
 
-void machine_run_adopted(struct machine *machine)
+void machine_run_adopted(struct machine *machine, void (*enters)(void *opaque), void *opaque)
 {
     struct error ignored;
 
     assert_false(machine->running);
     machine->running = true;
+    enters(opaque);
     step(machine, "run", &ignored);
 }
 
@@ -338,14 +339,16 @@ static int teardown(void **state)
 
 /* What the incoming process does instead of answering well. */
 enum deed {
-    REFUSE,    /* answers with an error */
-    DIE,       /* ends */
-    LEAVE,     /* closes the channel and lives on */
-    HANG,      /* answers nothing */
-    BABBLE,    /* sends what is no answer */
-    OUTDATED,  /* answers with another protocol */
-    CLAIM_DIE, /* the go: claims the guest, then ends */
-    LIE,       /* the go: answers, but does not claim the guest */
+    REFUSE,      /* answers with an error */
+    DIE,         /* ends */
+    LEAVE,       /* closes the channel and lives on */
+    HANG,        /* answers nothing */
+    BABBLE,      /* sends what is no answer */
+    OUTDATED,    /* answers with another protocol */
+    CLAIM_DIE,   /* the go: claims the guest, then ends */
+    RUN_DIE,     /* the go: claims the guest and lets it run, then ends */
+    CLAIM_LEAVE, /* the go: claims the guest, closes the channel and lives on */
+    LIE,         /* the go: answers, but does not claim the guest */
 };
 
 struct deviation {
@@ -357,8 +360,10 @@ static _Noreturn void misbehave(struct wire *wire, const struct wire_memory *mem
 {
     struct error error;
 
-    if (deed == CLAIM_DIE)
-        wire_claim(memory, WIRE_RUNS);
+    if (deed == CLAIM_DIE || deed == RUN_DIE || deed == CLAIM_LEAVE)
+        wire_claim(memory, WIRE_CLAIMED);
+    if (deed == RUN_DIE)
+        wire_runs(memory);
     if (deed == BABBLE) {
         wire->message.type = WIRE_DESCRIPTORS;
         wire->message.length = 3;
@@ -366,9 +371,9 @@ static _Noreturn void misbehave(struct wire *wire, const struct wire_memory *mem
         channel_send(wire->channel, &wire->message, LONG_MS, &error);
         pause();
     }
-    if (deed == LEAVE)
+    if (deed == LEAVE || deed == CLAIM_LEAVE)
         channel_close(wire->channel);
-    if (deed == LEAVE || deed == HANG)
+    if (deed == LEAVE || deed == CLAIM_LEAVE || deed == HANG)
         pause();
     _exit(0);
 }
@@ -411,7 +416,7 @@ static _Noreturn void be_incoming(const char *path, const struct deviation *devi
             (wire_receive_descriptors(wire, &fds, wire->request.fd_count, LONG_MS, &error) < 0 ||
              !fdset_contains(&fds, "test/a")))
             _exit(4);
-        if (go && !deviates && !wire_claim(&memory, WIRE_RUNS))
+        if (go && !deviates && !wire_claim(&memory, WIRE_CLAIMED))
             _exit(5);
         if (wire_send_reply(wire, LONG_MS, &error) < 0)
             _exit(6);
@@ -663,15 +668,18 @@ static void peer_outdated(void **state)
     assert_undone(*state, "", "speaks protocol 2, not 1");
 }
 
-/* The guest is ours again after the go when the peer has not claimed it, and only then. */
+/* The guest is ours again after the go when the peer has not claimed it, or died before the guest
+ * ran there, and only then. */
 static void after_the_go(void **state)
 {
     static const struct deviation died = {"go", DIE}, lied = {"go", LIE},
-                                  claimed = {"go", CLAIM_DIE}, unfinished = {"finish", DIE};
+                                  claimed = {"go", CLAIM_DIE}, ran = {"go", RUN_DIE},
+                                  left = {"go", CLAIM_LEAVE}, unfinished = {"finish", DIE};
     static const struct {
         const struct deviation *deviation;
         const char *message; /* NULL: the guest is gone */
-    } table[] = {{&died, "has ended"}, {&lied, "does not"}, {&claimed, NULL}, {&unfinished, NULL}};
+    } table[] = {{&died, "has ended"}, {&lied, "does not"}, {&claimed, "has ended"},
+                 {&ran, NULL},         {&left, NULL},       {&unfinished, NULL}};
 
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
         void *other;
