@@ -11,7 +11,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/util.h"
 
@@ -89,16 +91,13 @@ int fdset_add_copy(struct fdset *set, int fd, struct error *error, const char *n
     return fdset_add(set, copy, name, error);
 }
 
-int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
+/* @param name out: FDSET_NAME_SIZE bytes */
+static int take(struct fdset *set, char *name, struct error *error, const char *name_format,
+                va_list args)
 {
-    char name[FDSET_NAME_SIZE];
     size_t index;
-    va_list args;
-    int fd, ret;
+    int fd, ret = format_name(name, error, name_format, args);
 
-    va_start(args, name_format);
-    ret = format_name(name, error, name_format, args);
-    va_end(args);
     if (ret < 0)
         return ret;
     if (!find(set, name, &index))
@@ -108,6 +107,70 @@ int fdset_take(struct fdset *set, struct error *error, const char *name_format, 
             (set->count - index - 1) * sizeof(*set->entries));
     set->count--;
     return fd;
+}
+
+int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    va_list args;
+    int fd;
+
+    va_start(args, name_format);
+    fd = take(set, name, error, name_format, args);
+    va_end(args);
+    return fd;
+}
+
+static bool is_eventfd(int fd)
+{
+    static const char kind[] = "anon_inode:[eventfd]";
+    char path[32], target[sizeof(kind)];
+    ssize_t length;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    length = readlink(path, target, sizeof(target));
+    return length < 0 ||
+           ((size_t)length == strlen(kind) && memcmp(target, kind, strlen(kind)) == 0);
+}
+
+static bool is_file(int fd)
+{
+    struct stat status;
+
+    return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+}
+
+/* What has another kind than its name says is of no use to anybody. */
+static int check_kind(int fd, bool fits, const char *name, const char *kind, struct error *error)
+{
+    if (fd < 0 || fits)
+        return fd;
+    close_fd(fd);
+    return error_set(error, EINVAL, "descriptor '%s' of the hand-over is not %s", name, kind);
+}
+
+int fdset_take_eventfd(struct fdset *set, struct error *error, const char *name_format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    va_list args;
+    int fd;
+
+    va_start(args, name_format);
+    fd = take(set, name, error, name_format, args);
+    va_end(args);
+    return check_kind(fd, is_eventfd(fd), name, "an eventfd", error);
+}
+
+int fdset_take_file(struct fdset *set, struct error *error, const char *name_format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    va_list args;
+    int fd;
+
+    va_start(args, name_format);
+    fd = take(set, name, error, name_format, args);
+    va_end(args);
+    return check_kind(fd, is_file(fd), name, "a regular file", error);
 }
 
 bool fdset_contains(const struct fdset *set, const char *name)

@@ -45,6 +45,15 @@ int fdset_add(struct fdset *set, int fd, const char *name, struct error *error);
 int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/** The same for a descriptor that must be an eventfd. @return also -EINVAL when it is none; where
+ * the kernel does not tell (no /proc), it is taken for one */
+int fdset_take_eventfd(struct fdset *set, struct error *error, const char *name_format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/** The same for a descriptor that must be a regular file. @return also -EINVAL when it is none */
+int fdset_take_file(struct fdset *set, struct error *error, const char *name_format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /** @return whether a descriptor of that name is in the set. */
 bool fdset_contains(const struct fdset *set, const char *name);
 

@@ -71,23 +71,38 @@ static int explain_missing(const char *sysfs, struct error *error)
                          error);
 }
 
-int sysfs_cdev(const char *sysfs, char *name, size_t size, struct error *error)
+/* @return 0; -ENOENT when there is none; or another negative errno */
+static int find_cdev(const char *sysfs, char *name, size_t size)
 {
     char path[PATH_SIZE];
     struct dirent *entry;
     DIR *directory;
+    int result;
 
     name[0] = '\0';
     snprintf(path, sizeof(path), "%s/vfio-dev", sysfs);
     directory = opendir(path);
     if (directory == NULL)
-        return explain_missing(sysfs, error);
+        return -errno;
+    errno = 0;
     while ((entry = readdir(directory)) != NULL) {
         if (strncmp(entry->d_name, "vfio", 4) == 0 && strlen(entry->d_name) < size)
             snprintf(name, size, "%s", entry->d_name);
     }
+    result = -errno;
     closedir(directory);
-    return name[0] != '\0' ? 0 : explain_missing(sysfs, error);
+    return result == 0 && name[0] == '\0' ? -ENOENT : result;
+}
+
+int sysfs_cdev(const char *sysfs, char *name, size_t size, struct error *error)
+{
+    int result = find_cdev(sysfs, name, size);
+
+    if (result < 0 && sysfs_is_hidden(-result))
+        return explain_missing(sysfs, error);
+    if (result < 0)
+        return error_set_errno(error, -result, "cannot look for its character device");
+    return 0;
 }
 
 bool sysfs_is_hidden(int code)
@@ -99,12 +114,11 @@ int sysfs_cdev_number(const char *sysfs, dev_t *number)
 {
     unsigned major_number, minor_number;
     char name[32], path[PATH_SIZE];
-    struct error ignored = {0};
+    int fields, result = find_cdev(sysfs, name, sizeof(name));
     FILE *file;
-    int fields;
 
-    if (sysfs_cdev(sysfs, name, sizeof(name), &ignored) < 0)
-        return -ENOENT;
+    if (result < 0)
+        return result;
     snprintf(path, sizeof(path), "%s/vfio-dev/%s/dev", sysfs, name);
     file = fopen(path, "re");
     if (file == NULL)
@@ -112,7 +126,7 @@ int sysfs_cdev_number(const char *sysfs, dev_t *number)
     fields = fscanf(file, "%u:%u", &major_number, &minor_number);
     fclose(file);
     if (fields != 2)
-        return -ENOENT;
+        return -EIO;
     *number = makedev(major_number, minor_number);
     return 0;
 }

@@ -278,6 +278,7 @@ static int check_identity(const struct iommu_device *device, struct error *error
     const char *name = sysfs_name(device->sysfs);
     char path[48], line[512];
     const char *said = NULL;
+    bool failed = false;
     FILE *file;
 
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", device->fd);
@@ -289,8 +290,12 @@ static int check_identity(const struct iommu_device *device, struct error *error
         if (strncmp(line, "vfio-device-syspath:", strlen("vfio-device-syspath:")) == 0)
             said = sysfs_name(line);
     }
-    if (file != NULL)
+    if (file != NULL) {
+        failed = ferror(file);
         fclose(file);
+    }
+    if (failed)
+        return error_set(error, EIO, "cannot read whose the descriptor handed over is");
     if (said != NULL && strcmp(said, name) != 0)
         return error_set(error, EINVAL, "the descriptor handed over belongs to %.64s, not to %s",
                          said, name);

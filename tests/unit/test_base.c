@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -113,6 +115,30 @@ static void test_fdset_missing(void **state)
     assert_int_equal(fdset_take(&set, &error, "vfio/%s/device", "nvme0"), -ENOENT);
     assert_non_null(strstr(error.message, "'vfio/nvme0/device'"));
     assert_false(fdset_contains(&set, ""));
+}
+
+/* A descriptor of the wrong kind is closed, and named. */
+static void test_fdset_kinds(void **state)
+{
+    struct fdset set = {0};
+    struct error error = {0};
+    int event = eventfd(0, EFD_CLOEXEC), file = memfd_create("file", MFD_CLOEXEC);
+
+    assert_int_equal(fdset_add_copy(&set, event, &error, "irq/0"), 0);
+    assert_int_equal(fdset_add_copy(&set, file, &error, "irq/1"), 0);
+    assert_int_equal(fdset_add_copy(&set, file, &error, "kernel"), 0);
+    assert_int_equal(fdset_add_copy(&set, event, &error, "initrd"), 0);
+    close(fdset_take_eventfd(&set, &error, "irq/%u", 0));
+    assert_int_equal(fdset_take_eventfd(&set, &error, "irq/%u", 1), -EINVAL);
+    assert_string_equal(error.message, "descriptor 'irq/1' of the hand-over is not an eventfd");
+    assert_int_equal(fdset_take_eventfd(&set, &error, "irq/%u", 1), -ENOENT);
+    close(fdset_take_file(&set, &error, "kernel"));
+    assert_int_equal(fdset_take_file(&set, &error, "initrd"), -EINVAL);
+    assert_non_null(strstr(error.message, "'initrd' of the hand-over is not a regular file"));
+    assert_int_equal(set.count, 0);
+    fdset_clear(&set);
+    close(event);
+    close(file);
 }
 
 /* A refused descriptor was handed over all the same: it must be closed. */
@@ -374,6 +400,7 @@ int main(void)
         cmocka_unit_test(test_error_long),
         cmocka_unit_test(test_fdset_order_and_take),
         cmocka_unit_test(test_fdset_missing),
+        cmocka_unit_test(test_fdset_kinds),
         cmocka_unit_test(test_fdset_twice),
         cmocka_unit_test(test_fdset_copy),
         cmocka_unit_test(test_fdset_long_name),

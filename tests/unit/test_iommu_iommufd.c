@@ -7,10 +7,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/util.h"
+#include "iommu/sysfs.h"
 
 static void several_ioases(void **state)
 {
@@ -117,11 +121,51 @@ static void in_use_for_a_moment(void **state)
     assert_non_null(strstr(error.message, "in use"));
 }
 
+static void write_file(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* What a host does not show cannot be compared; anything else that goes wrong must not pass for
+ * that. */
+static void device_numbers(void **state)
+{
+    struct fixture *fixture = *state;
+    char device[96], number[128];
+    dev_t found = 0;
+
+    snprintf(device, sizeof(device), "%s/vfio-dev", fixture->directory);
+    assert_int_equal(sysfs_cdev_number(fixture->directory, &found), -ENOENT);
+    write_file(device, "");
+    assert_int_equal(sysfs_cdev_number(fixture->directory, &found), -ENOTDIR);
+    unlink(device);
+
+    mkdir(device, 0700);
+    assert_int_equal(sysfs_cdev_number(fixture->directory, &found), -ENOENT);
+    snprintf(device, sizeof(device), "%s/vfio-dev/vfio7", fixture->directory);
+    mkdir(device, 0700);
+    snprintf(number, sizeof(number), "%s/dev", device);
+    write_file(number, "nonsense");
+    assert_int_equal(sysfs_cdev_number(fixture->directory, &found), -EIO);
+    write_file(number, "243:7\n");
+    assert_int_equal(sysfs_cdev_number(fixture->directory, &found), 0);
+    assert_true(found == makedev(243, 7));
+    unlink(number);
+    rmdir(device);
+    *strrchr(device, '/') = '\0';
+    rmdir(device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         IOMMU_TEST(passed_descriptors),
         IOMMU_TEST(in_use_for_a_moment),
+        IOMMU_TEST(device_numbers),
         IOMMU_TEST(several_ioases),
     };
 
