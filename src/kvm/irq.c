@@ -41,6 +41,7 @@ struct kvm_irq {
 
     /* Of a level interrupt only. */
     int resample;
+    bool unheard;    /* nobody listens to the resample eventfd */
     int pin;         /* eventfd that the proxy raises the line with */
     bool pin_driven; /* its irqfd is assigned */
 };
@@ -49,6 +50,8 @@ struct kvm_irqs {
     struct kvm_irq **irqs; /* by index, NULL where free */
     unsigned capacity;
     enum kvm_irq_delivery delivery;
+    bool
+        incomplete; /* an interrupt may have no listener: neither a change nor its undoing worked */
 
     struct kvm_irq_routing *routing; /* default routes, then one per index below route_count */
     unsigned route_count;
@@ -334,15 +337,21 @@ static int attach(struct kvm_irq *irq, enum kvm_irq_delivery delivery, struct er
     return ret < 0 ? ret : attach_proxy(irq, error);
 }
 
+/* As many as can be: one that fails must not cost the others their listener. @return 0 or the first
+ * failure */
 static int attach_all(struct kvm_irqs *irqs, enum kvm_irq_delivery delivery, struct error *error)
 {
-    for (unsigned i = 0; i < irqs->capacity; i++) {
-        int ret = irqs->irqs[i] ? attach(irqs->irqs[i], delivery, error) : 0;
+    struct error ignored;
+    int result = 0;
 
-        if (ret < 0)
-            return ret;
+    for (unsigned i = 0; i < irqs->capacity; i++) {
+        if (irqs->irqs[i]) {
+            int ret = attach(irqs->irqs[i], delivery, result == 0 ? error : &ignored);
+
+            result = result == 0 ? ret : result;
+        }
     }
-    return 0;
+    return result;
 }
 
 void kvm_irqs_resample(struct kvm_vm *vm)
@@ -355,7 +364,7 @@ void kvm_irqs_resample(struct kvm_vm *vm)
         if (!irq || !irq->is_level || irq->masked)
             continue;
         trace(kvm_irq_resample, irq->gsi);
-        signal_eventfd(irq->resample);
+        signal_eventfd(irq->unheard ? irq->eventfd : irq->resample);
     }
 }
 
@@ -368,12 +377,12 @@ int kvm_irqs_set_delivery(struct kvm_vm *vm, enum kvm_irq_delivery delivery, str
 
     if (delivery == KVM_IRQ_HELD)
         set_gate(irqs, false);
-    if ((delivery == KVM_IRQ_KERNEL) != (old == KVM_IRQ_KERNEL))
+    if (irqs->incomplete || (delivery == KVM_IRQ_KERNEL) != (old == KVM_IRQ_KERNEL)) {
         ret = attach_all(irqs, delivery, error);
-    if (ret < 0) {
-        attach_all(irqs, old, &ignored);
-        delivery = old;
+        irqs->incomplete = ret < 0 && attach_all(irqs, old, &ignored) < 0;
     }
+    if (ret < 0)
+        delivery = old;
     irqs->delivery = delivery;
     set_gate(irqs, delivery == KVM_IRQ_PROXY);
     if (old == KVM_IRQ_HELD && delivery != KVM_IRQ_HELD)
@@ -529,6 +538,12 @@ int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resam
     return ret;
 }
 
+void kvm_irq_set_unheard(struct kvm_irq *irq, bool unheard)
+{
+    assert(irq->is_level);
+    irq->unheard = unheard;
+}
+
 void kvm_irq_destroy(struct kvm_irq *irq)
 {
     struct kvm_irqs *irqs;
@@ -553,7 +568,7 @@ static int set_message(struct kvm_irq *irq, const struct msi_message *message, s
 {
     struct kvm_irqs *irqs = irq->vm->irqs;
 
-    if (same_message(&irq->message, message))
+    if (same_message(&irq->message, message) && !irqs->routes_stale)
         return 0;
     pthread_mutex_lock(&irqs->proxy_lock);
     irq->message = *message;

@@ -44,7 +44,8 @@
  * eventfd, and VFIO raises it again if the device has more to say. A line that is masked in the
  * IOAPIC waits there in the same way. Nothing about this is recorded or handed over: asking again
  * is always right for a level, and costs at worst one interrupt that the guest's handler finds
- * nothing to do for. A guest reset, which clears the IOAPIC, asks in the same way.
+ * nothing to do for. Where nobody listens to the resample eventfd, the line is raised unasked, see
+ * kvm_irq_set_unheard(). A guest reset, which clears the IOAPIC, asks in the same way.
  *
  * Callers hold the machine's lock; the proxy thread takes only a lock of its own.
  */
@@ -87,6 +88,14 @@ int kvm_irq_create(struct kvm_vm *vm, int eventfd, struct kvm_irq **irq, struct 
  */
 int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resample,
                          struct kvm_irq **irq, struct error *error);
+
+/**
+ * Says whether a level interrupt's resample eventfd is signalled in vain, since the device's driver
+ * cannot listen to it. The device cannot be asked then whether it asserts its line, so that
+ * kvm_irqs_resample() raises that in any case: the guest's handler finds out.
+ */
+void kvm_irq_set_unheard(struct kvm_irq *irq, bool unheard);
+
 void kvm_irq_destroy(struct kvm_irq *irq);
 
 /**
@@ -107,7 +116,8 @@ void kvm_irq_clear(struct kvm_irq *irq);
 /**
  * Changes the mode of delivery of every interrupt of a VM. A new VM starts with KVM_IRQ_HELD.
  * Interrupts that arrive during the change are latched and delivered by the new listener.
- * On failure the old mode is back in force.
+ * On failure the old mode is back in force, for every interrupt for which the kernel allows that;
+ * the next change tries again for the others.
  */
 int kvm_irqs_set_delivery(struct kvm_vm *vm, enum kvm_irq_delivery delivery, struct error *error);
 enum kvm_irq_delivery kvm_irqs_delivery(const struct kvm_vm *vm);

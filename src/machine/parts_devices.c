@@ -432,17 +432,6 @@ static void *vfio_state(struct machine *machine, unsigned index)
     return vfio_pci_state(machine->devices[index]);
 }
 
-static int vfio_save(struct machine *machine, struct error *error)
-{
-    int ret = 0;
-
-    pthread_mutex_lock(&machine->lock);
-    for (unsigned i = 0; ret == 0 && i < machine->config.device_count; i++)
-        ret = vfio_pci_save_state(machine->devices[i], error);
-    pthread_mutex_unlock(&machine->lock);
-    return ret;
-}
-
 static int vfio_apply(struct machine *machine, struct error *error)
 {
     for (unsigned i = 0; i < machine->config.device_count; i++) {
@@ -467,6 +456,5 @@ const struct machine_part machine_part_vfio_pci = {
     .state_type = &vfio_pci_state_type,
     .state = vfio_state,
     .settled = true,
-    .save = vfio_save,
     .apply = vfio_apply,
 };

@@ -29,7 +29,7 @@ struct vfio_pci_state {
     uint16_t command; /**< as the guest wrote it; VFIO has it too, but not for virtual functions */
     uint8_t interrupt_line;
     uint8_t power;  /**< D0 to D3: BARs are not decoded in D3 */
-    uint8_t mapped; /**< BARs that the guest can reach, a bit each; filled in by save */
+    uint8_t mapped; /**< BARs that the guest can reach, a bit each */
     struct pci_bars_state bars;
     struct pci_msi_state msi;
     struct pci_msix_state msix;

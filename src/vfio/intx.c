@@ -62,6 +62,7 @@ static int arm(struct vfio_pci *device)
         return result;
     result = set_irqs(device, VFIO_IRQ_SET_ACTION_UNMASK, device->intx.resample, 1);
     device->state.unmask_by_access = result == -ENOTTY && is_trapped(device);
+    kvm_irq_set_unheard(device->intx.irq, device->state.unmask_by_access);
     if (device->state.unmask_by_access)
         return 0;
     if (result < 0)
@@ -144,6 +145,7 @@ int vfio_intx_apply(struct vfio_pci *device, struct error *error)
 {
     if (device->config.pin == 0)
         return 0;
+    kvm_irq_set_unheard(device->intx.irq, device->state.unmask_by_access);
     return set_delivery(device, device->state.armed_index == VFIO_ARMED_INTX, error);
 }
 

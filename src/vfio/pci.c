@@ -171,17 +171,20 @@ static int map_bar(void *opaque, unsigned bar, uint64_t address)
     if (result < 0)
         return result;
     result = add_slots(device, bar, address);
-    if (result < 0)
+    if (result < 0) {
         bus_remove(bus_of(device, bar), range);
-    else
-        add_peers(device, bar, address);
-    return result;
+        return result;
+    }
+    add_peers(device, bar, address);
+    device->state.mapped |= (uint8_t)(1u << bar);
+    return 0;
 }
 
 static void unmap_bar(void *opaque, unsigned bar)
 {
     struct vfio_pci *device = opaque;
 
+    device->state.mapped &= (uint8_t) ~(1u << bar);
     remove_peers(device, bar);
     remove_slots(device, bar);
     bus_remove(bus_of(device, bar), &device->places[bar].range);
@@ -499,18 +502,10 @@ static uint8_t mapped_bars(const struct vfio_pci *device)
     return bits;
 }
 
-int vfio_pci_save_state(struct vfio_pci *device, struct error *error)
-{
-    /* The emulated registers are the state, and what is armed is recorded as it changes. What VFIO
-     * virtualises lives in the kernel and stays there. */
-    device->state.mapped = mapped_bars(device);
-    return 0;
-}
-
 int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
 {
     unsigned count = device->config.msix != 0 ? device->msix.count : 0;
-    uint8_t missing;
+    uint8_t mapped_there = device->state.mapped, missing;
     int result;
 
     if (device->state.msix.count != count) {
@@ -530,7 +525,8 @@ int vfio_pci_apply_state(struct vfio_pci *device, struct error *error)
     pci_bars_update(&device->bars, vfio_config_decoding(device));
     /* a BAR that collides is the guest's affair, but one that did not in the other process and does
      * here would be lost by the hand-over */
-    missing = device->state.mapped & (uint8_t)~mapped_bars(device);
+    device->state.mapped = mapped_bars(device);
+    missing = mapped_there & (uint8_t)~device->state.mapped;
     if (missing != 0) {
         error_set(error, EBUSY, "BAR %d cannot be mapped where the guest has it", ffs(missing) - 1);
         return vfio_device_error(&device->device, error);

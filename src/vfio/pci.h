@@ -90,11 +90,12 @@ int vfio_pci_notifier(const struct vfio_pci *device, enum vfio_notifier notifier
 
 /**
  * State: what the guest configured (command, BARs, MSI, MSI-X table) and which vectors are armed.
- * save fills the object returned by vfio_pci_state(); after it has been loaded with new content,
- * vfio_pci_apply_state() makes the rest of this process follow (BARs mapped, interrupts routed,
- * masked or not), changing only what differs and never the device itself.
+ * The object returned by vfio_pci_state() is up to date at any time, under the machine's lock: the
+ * emulated registers are the state, and what is mapped and armed is recorded as it changes. What
+ * VFIO virtualises lives in the kernel and stays there. After the object has been loaded with new
+ * content, vfio_pci_apply_state() makes the rest of this process follow (BARs mapped, interrupts
+ * routed, masked or not), changing only what differs and never the device itself.
  */
 extern const struct state_type vfio_pci_state_type;
 void *vfio_pci_state(struct vfio_pci *device);
-int vfio_pci_save_state(struct vfio_pci *device, struct error *error);
 int vfio_pci_apply_state(struct vfio_pci *device, struct error *error);

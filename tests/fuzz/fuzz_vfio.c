@@ -227,6 +227,12 @@ int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resam
     return kvm_irq_create(vm, trigger, irq, error);
 }
 
+void kvm_irq_set_unheard(struct kvm_irq *irq, bool unheard)
+{
+    (void)irq;
+    (void)unheard;
+}
+
 void kvm_irq_destroy(struct kvm_irq *irq)
 {
     kernel.irqs -= irq != NULL;
@@ -480,7 +486,6 @@ static bool hand_over(struct fixture *f, const struct step *step)
     size_t offset = step->offset % sizeof(*state);
     struct error error = {0};
 
-    vfio_pci_save_state(f->device, &error);
     if (ranges_overlap(offset, step->size, count_at, sizeof(state->msix.count)) ||
         !load_twisted(&vfio_pci_state_type, state, offset, &step->value, step->size))
         return true;

@@ -37,7 +37,7 @@
 #define GUEST_BAR UINT64_C(0xc0004000)
 
 struct kvm_irq {
-    bool open, level;
+    bool open, level, unheard;
     int eventfd;
     struct msi_message message;
 };
@@ -216,6 +216,11 @@ int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resam
     (*irq)->level = true;
     note("level %u;", gsi);
     return 0;
+}
+
+void kvm_irq_set_unheard(struct kvm_irq *irq, bool unheard)
+{
+    irq->unheard = unheard;
 }
 
 void kvm_irq_destroy(struct kvm_irq *irq)
@@ -651,8 +656,10 @@ static void test_bar_mapping(void **state)
     assert_int_equal(value, 0xffffffff);
     config_store(f, 0x54, 2, 0);
     assert_int_equal(record.slots, 1);
+    assert_int_equal(f->device->state.mapped, 1 << 0);
     config_store(f, PCI_COMMAND, 2, 0);
     assert_int_equal(record.slots, 0);
+    assert_int_equal(f->device->state.mapped, 0);
 }
 
 static void test_bar_collides(void **state)
@@ -843,6 +850,7 @@ static void test_intx_unmasked_by_access(void **state)
     assert_string_equal(record.log, "reset;open;intx on;");
     assert_int_equal(f->device->state.armed_index, VFIO_ARMED_INTX);
     assert_true(f->device->state.unmask_by_access);
+    assert_true(f->device->intx.irq->unheard);
     place(f);
     forget();
     bus_read(f->mmio, GUEST_BAR, &value, 4);
@@ -936,7 +944,6 @@ static void test_apply_intx(void **state)
     static struct vfio_pci_state saved;
     struct error error = {0};
 
-    assert_int_equal(vfio_pci_save_state(f->device, &error), 0);
     saved = *(struct vfio_pci_state *)vfio_pci_state(f->device);
     assert_int_equal(vfio_pci_state_type.check(&saved, &error), 0);
     forget();
@@ -949,6 +956,7 @@ static void test_apply_intx(void **state)
     assert_int_equal(vfio_pci_apply_state(f->device, &error), 0);
     assert_string_equal(record.log, "open;");
     assert_int_equal(record.ioctls, 0);
+    assert_false(f->device->intx.irq->unheard);
     vfio_pci_destroy(f->device, false);
     assert_string_equal(record.log, "open;close;intx off;error off;request off;");
     record.intx = false; /* a device that has none */
@@ -969,7 +977,6 @@ static void test_apply(void **state)
     place(f);
     program(f, 2, 0x42);
     config_store(f, 0x62, 2, PCI_MSIX_FLAGS_ENABLE);
-    assert_int_equal(vfio_pci_save_state(f->device, &error), 0);
     saved = *(struct vfio_pci_state *)vfio_pci_state(f->device);
     assert_int_equal(vfio_pci_state_type.check(&saved, &error), 0);
 
