@@ -38,6 +38,9 @@ struct chardev_saved {
 
 struct chardev {
     struct chardev_saved saved;
+    bool opened; /* here: its terminal is not the one that a state tells of */
+    bool terminal_changed;
+    struct termios terminal;
     struct backend backend;
     char name[FDSET_NAME_SIZE];
     sd_event *loop;
@@ -405,14 +408,14 @@ int chardev_create(struct chardev **result, const char *name, const char *spec, 
                    pthread_mutex_t *lock, struct error *error)
 {
     struct chardev *chardev = allocate(name, loop, lock);
-    struct termios terminal = {0};
 
     if (backend_parse(&chardev->backend, spec, error) < 0)
         goto fail;
-    if (backend_open(&chardev->backend, name, &terminal, &chardev->saved.terminal_changed, error) <
-        0)
+    if (backend_open(&chardev->backend, name, &chardev->terminal, &chardev->terminal_changed,
+                     error) < 0)
         goto fail;
-    memcpy(chardev->saved.terminal, &terminal, sizeof(terminal));
+    chardev->opened = true;
+    chardev_apply(chardev);
     if (start(chardev, true, error) < 0)
         goto fail;
     *result = chardev;
@@ -466,6 +469,20 @@ void chardev_resume_input(struct chardev *chardev)
 void *chardev_state(struct chardev *chardev)
 {
     return &chardev->saved;
+}
+
+void chardev_apply(struct chardev *chardev)
+{
+    if (!chardev->opened)
+        return;
+    chardev->saved.terminal_changed = chardev->terminal_changed;
+    memcpy(chardev->saved.terminal, &chardev->terminal, sizeof(chardev->terminal));
+}
+
+void chardev_discard(struct chardev *chardev)
+{
+    chardev->saved.pending_count = 0;
+    chardev_destroy(chardev, !chardev->opened);
 }
 
 static void restore_terminal(const struct chardev *chardev)

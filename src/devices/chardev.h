@@ -79,6 +79,13 @@ bool chardev_drain(struct chardev *chardev, unsigned timeout_ms);
 extern const struct state_type chardev_state_type;
 void *chardev_state(struct chardev *chardev);
 
+/** After a state was loaded: a terminal that was opened here is not the one which that tells of. */
+void chardev_apply(struct chardev *chardev);
+
+/** Destroys one that was made for a guest which has not come. What was adopted stays as it is for
+ * its owner; what was opened here is put back. */
+void chardev_discard(struct chardev *chardev);
+
 /**
  * Closes; output that is left gets a moment to be written. Main thread, lock not held.
  * @param handed_over the descriptors live on in another process: terminal modes stay, socket

@@ -73,8 +73,13 @@ static int console_create(struct machine *machine, unsigned index, struct error 
 static int console_adopt(struct machine *machine, unsigned index,
                          const struct machine_source *source, struct error *error)
 {
-    if (machine->console_given)
-        return console_create(machine, index, error);
+    if (machine->console_given) {
+        int ret = console_create(machine, index, error);
+
+        if (ret == 0)
+            chardev_set_active(machine->console, false);
+        return ret;
+    }
     return chardev_adopt(&machine->console, "serial0", machine->config.serial, machine->loop,
                          &machine->lock, source->fds, error);
 }
@@ -90,8 +95,17 @@ static int console_describe(struct machine *machine, unsigned index, struct mach
 static void console_destroy(struct machine *machine, unsigned index, bool handed_over)
 {
     (void)index;
-    if (machine->console)
+    if (machine->console && machine->status == MACHINE_INMIGRATE)
+        chardev_discard(machine->console);
+    else if (machine->console)
         chardev_destroy(machine->console, handed_over);
+}
+
+static int console_apply(struct machine *machine, struct error *error)
+{
+    (void)error;
+    chardev_apply(machine->console);
+    return 0;
 }
 
 static void *console_state(struct machine *machine, unsigned index)
@@ -109,6 +123,7 @@ const struct machine_part machine_part_console = {
     .destroy = console_destroy,
     .state_type = &chardev_state_type,
     .state = console_state,
+    .apply = console_apply,
 };
 
 static int serial_part_create(struct machine *machine, unsigned index, struct error *error)

@@ -485,6 +485,48 @@ static void test_stdio(void **state)
     close(in[0]), close(out[0]), close(out[1]), close(saved_in), close(saved_out);
 }
 
+static bool is_raw(int terminal)
+{
+    struct termios mode;
+
+    assert_int_equal(tcgetattr(terminal, &mode), 0);
+    return (mode.c_lflag & ICANON) == 0;
+}
+
+/* A console that was opened for a guest which does not come: its terminal is put back, whatever the
+ * state said of another one, and nothing of the guest's output appears there. */
+static void test_discard(void **state)
+{
+    struct fixture *fixture = *state;
+    int master = posix_openpt(O_RDWR | O_NOCTTY), saved_in = dup(0), saved_out = dup(1), terminal;
+    char path[64], output[8];
+    struct chardev *other;
+
+    assert_int_equal(grantpt(master) | unlockpt(master) | ptsname_r(master, path, sizeof(path)), 0);
+    terminal = open(path, O_RDWR | O_NOCTTY);
+    assert_true(terminal >= 0);
+    fflush(stdout);
+    dup2(terminal, 0);
+    dup2(terminal, 1);
+    create(fixture, "stdio");
+    dup2(saved_in, 0);
+    dup2(saved_out, 1);
+    assert_true(is_raw(terminal));
+    chardev_set_active(fixture->chardev, false);
+    assert_int_equal(
+        chardev_create(&other, "other", "null", fixture->loop, &fixture->lock, &fixture->error), 0);
+    memcpy(chardev_state(fixture->chardev), chardev_state(other), chardev_state_type.size);
+    chardev_apply(fixture->chardev);
+    put(fixture, "text", 4);
+    chardev_discard(fixture->chardev);
+    fixture->chardev = NULL;
+    assert_false(is_raw(terminal));
+    assert_int_equal(fcntl(master, F_SETFL, O_NONBLOCK), 0);
+    assert_int_equal(read(master, output, sizeof(output)), -1);
+    chardev_destroy(other, false);
+    close(master), close(terminal), close(saved_in), close(saved_out);
+}
+
 static void test_drain(void **state)
 {
     struct fixture *fixture = *state;
@@ -522,6 +564,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_adopt_incomplete, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pty, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stdio, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_discard, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drain, setup, teardown),
     };
 
