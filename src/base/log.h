@@ -21,7 +21,7 @@ void log_message(enum log_level level, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /**
- * Writes one line about something a guest did wrong, at most ten a second for the whole process
+ * Writes one line about something that a guest can bring about, at most ten a second for the whole process
  * (the rest are counted and the count is reported with the next line), so that a guest cannot
  * fill a disk. Any thread.
  */

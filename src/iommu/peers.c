@@ -113,7 +113,7 @@ static void record(struct iommu_set *set, const struct iommu_peer *peer, unsigne
     struct iommu_peer_mapping *mapping = find_mapping(set, peer->iova, peer->size);
 
     if (mapping == NULL) {
-        assert(set->peers.count < IOMMU_PEERS_MAX); /* no more than are wanted */
+        assert(set->peers.count < IOMMU_PEERS_MAX);
         mapping = &set->peers.mappings[set->peers.count++];
         *mapping = (struct iommu_peer_mapping){.iova = peer->iova, .size = peer->size};
     }
@@ -130,12 +130,22 @@ static void warn(struct iommu_set *set, unsigned space, const char *what, struct
     set->warned = true;
 }
 
+/* The list can be full only of what a state claims is mapped and nobody here wants. That goes when
+ * the mappings are settled, and the rest is tried again then. */
+static bool has_room(struct iommu_set *set, const struct iommu_peer *peer)
+{
+    return set->peers.count < IOMMU_PEERS_MAX || find_mapping(set, peer->iova, peer->size) != NULL;
+}
+
 static void map_in(struct iommu_set *set, const struct iommu_peer *peer, unsigned space)
 {
     struct iommu *iommu = set->spaces[space];
     struct error error;
-    int result = iommu->ops->map_peer(iommu, peer, &error);
+    int result;
 
+    if (!has_room(set, peer))
+        return;
+    result = iommu->ops->map_peer(iommu, peer, &error);
     trace(iommu_map_peer, iommu->facts.id, peer->iova, peer->size, result);
     if (result == 0)
         record(set, peer, space);
@@ -181,8 +191,8 @@ static struct iommu_wanted *find_wanted(struct iommu_set *set, uint64_t iova, ui
 void iommu_set_map_peer(struct iommu_set *set, const struct iommu_peer *peer)
 {
     if (set->wanted_count == IOMMU_PEERS_MAX) {
-        log_warning("more than %d stretches of devices' memory: devices cannot reach the last one",
-                    IOMMU_PEERS_MAX);
+        log_guest("more than %d stretches of devices' memory: devices cannot reach the last one",
+                  IOMMU_PEERS_MAX);
         return;
     }
     set->wanted[set->wanted_count++] =

@@ -403,11 +403,6 @@ int machine_load(struct machine *machine, const void *bytes, size_t length, stru
 
 /* --- the guest's life ---------------------------------------------------------------------- */
 
-static void set_status(struct machine *machine, enum machine_status status)
-{
-    __atomic_store_n(&machine->status, status, __ATOMIC_SEQ_CST);
-}
-
 static int pause_locked(struct machine *machine, unsigned limit_ms, struct error *error)
 {
     uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
@@ -417,11 +412,12 @@ static int pause_locked(struct machine *machine, unsigned limit_ms, struct error
         machine->status != MACHINE_PRELAUNCH)
         return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
                          machine_status_name(machine->status));
+    machine->status_before_pause = machine->status;
     machine->state.running = machine->status == MACHINE_RUNNING;
     ret = kvm_vcpus_stop_and_save(machine->vcpus, machine->vcpu_count, &machine->vm_state,
                                   &machine->rendezvous, deadline);
     if (ret == 0) {
-        set_status(machine, MACHINE_FINISH_MIGRATE);
+        machine_set_status(machine, MACHINE_FINISH_MIGRATE);
         return 0;
     }
     if (machine->state.running)
@@ -449,7 +445,7 @@ void machine_undo_pause(struct machine *machine)
     kvm_vcpus_wait(machine->vcpus, machine->vcpu_count, &ignored);
     if (machine->state.running)
         machine_run_vcpus(machine);
-    set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
+    machine_set_status(machine, machine->status_before_pause);
     pthread_mutex_unlock(&machine->life);
     /* Requests that came in the meantime were left for later. */
     machine_post_request(machine, 0);
@@ -466,7 +462,7 @@ static void set_spaces_live(struct machine *machine, bool live)
 void machine_handed_over(struct machine *machine)
 {
     pthread_mutex_lock(&machine->life);
-    set_status(machine, MACHINE_POSTMIGRATE);
+    machine_set_status(machine, MACHINE_POSTMIGRATE);
     set_spaces_live(machine, false);
     pthread_mutex_unlock(&machine->life);
     if (machine->state.running)
@@ -491,7 +487,7 @@ void machine_run_adopted(struct machine *machine, void (*enters)(void *opaque), 
         machine_run_vcpus(machine);
         machine_post_event(machine, MACHINE_EVENT_RESUME);
     }
-    set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
+    machine_set_status(machine, machine->state.running ? MACHINE_RUNNING : MACHINE_PAUSED);
     /* What the guest asked for over there is done here. */
     machine_post_request(machine, 0);
 }

@@ -62,7 +62,8 @@ struct machine {
      * threads. Taken before lock. A hand-over that has paused the guest does not hold it: the
      * status keeps others off. */
     pthread_mutex_t life;
-    enum machine_status status; /**< under life; read anywhere */
+    enum machine_status status;              /**< under life; read anywhere */
+    enum machine_status status_before_pause; /**< of a hand-over */
 
     struct ram ram;
     unsigned ram_slots[RAM_REGIONS_MAX];
@@ -171,6 +172,9 @@ unsigned machine_one(const struct machine *machine);
  * see to it: what its vCPUs would do meanwhile is not defined. Life is held, or no other thread is.
  */
 void machine_run_vcpus(struct machine *machine);
+
+/** Life is held, or no other thread is. */
+void machine_set_status(struct machine *machine, enum machine_status status);
 
 /** Makes the table of what a state stream is loaded into. The machine is complete. */
 void machine_make_targets(struct machine *machine);

@@ -32,7 +32,7 @@ const char *machine_status_name(enum machine_status status)
     return names[status];
 }
 
-static void set_status(struct machine *machine, enum machine_status status)
+void machine_set_status(struct machine *machine, enum machine_status status)
 {
     __atomic_store_n(&machine->status, status, __ATOMIC_SEQ_CST);
 }
@@ -123,7 +123,7 @@ static int start_locked(struct machine *machine, struct error *error)
     case MACHINE_PRELAUNCH:
     case MACHINE_PAUSED:
         machine_run_vcpus(machine);
-        set_status(machine, MACHINE_RUNNING);
+        machine_set_status(machine, MACHINE_RUNNING);
         machine_post_event(machine, MACHINE_EVENT_RESUME);
         return 0;
     case MACHINE_RUNNING:
@@ -148,7 +148,7 @@ static int stop_locked(struct machine *machine, struct error *error)
     switch (machine->status) {
     case MACHINE_RUNNING:
         pause_vcpus(machine);
-        set_status(machine, MACHINE_PAUSED);
+        machine_set_status(machine, MACHINE_PAUSED);
         machine_post_event(machine, MACHINE_EVENT_STOP);
         return 0;
     case MACHINE_PRELAUNCH:
@@ -250,7 +250,7 @@ static int reset_stopped(struct machine *machine, struct error *error)
 static void stop_for_good(struct machine *machine, enum machine_status status)
 {
     pause_vcpus(machine);
-    set_status(machine, status);
+    machine_set_status(machine, status);
     machine_post_event(machine, MACHINE_EVENT_STOP);
 }
 
@@ -450,7 +450,7 @@ int machine_create(struct machine **result, const struct config *config, sd_even
         return ret;
     }
     machine_make_targets(machine);
-    set_status(machine, MACHINE_PRELAUNCH);
+    machine_set_status(machine, MACHINE_PRELAUNCH);
     *result = machine;
     return 0;
 }

@@ -54,8 +54,8 @@ static int set_eventfds(struct vfio_pci *device, enum vfio_armed armed, unsigned
 
 static void warn(const struct vfio_pci *device, const char *what, int code)
 {
-    log_warning("device '%s' (%s): %s: %s", device->device.id, device->device.host, what,
-                strerror(code));
+    log_guest("device '%s' (%s): %s: %s", device->device.id, device->device.host, what,
+              strerror(code));
 }
 
 /* Arms the first vectors of an index that is off: as many as the host has to give. */
@@ -64,8 +64,8 @@ static void arm_block(struct vfio_pci *device, enum vfio_armed armed, unsigned c
     int result = set_eventfds(device, armed, 0, count, true);
 
     if (result > 0 && (unsigned)result < count) {
-        log_warning("device '%s' (%s): the host has %d of %u interrupt vectors for it",
-                    device->device.id, device->device.host, result, count);
+        log_guest("device '%s' (%s): the host has %d of %u interrupt vectors for it",
+                  device->device.id, device->device.host, result, count);
         count = (unsigned)result;
         result = set_eventfds(device, armed, 0, count, true);
     }
@@ -154,7 +154,7 @@ static void unmask(struct vfio_pci *device, enum vfio_armed armed, unsigned vect
     if (device->state.armed_index != armed)
         return; /* could not be armed, or the other kind is on, which has been said already */
     if (set_delivery(device, vector, true, message, &error) < 0)
-        log_error("device '%s': vector %u: %s", device->device.id, vector, error.message);
+        log_guest("device '%s': vector %u: %s", device->device.id, vector, error.message);
     if (!is_armed(device, vector) && armed == VFIO_ARMED_MSIX && device->device.msix_dynamic)
         arm_one(device, vector);
 }

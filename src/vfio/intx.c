@@ -97,7 +97,7 @@ void vfio_intx_enable(struct vfio_pci *device)
         guest_uses_messages(device))
         return;
     if (set_delivery(device, true, &error) < 0) {
-        log_error("INTx: %s", error.message);
+        log_guest("INTx: %s", error.message);
         return;
     }
     result = arm(device);
@@ -108,9 +108,9 @@ void vfio_intx_enable(struct vfio_pci *device)
     }
     set_delivery(device, false, &error);
     /* A device that cannot mask INTx by itself needs a line of the host's for itself. */
-    log_warning("device '%s' (%s): cannot enable INTx: %s%s", device->device.id,
-                device->device.host, strerror(-result),
-                result == -EBUSY ? " (another device of the host shares its line)" : "");
+    log_guest("device '%s' (%s): cannot enable INTx: %s%s", device->device.id, device->device.host,
+              strerror(-result),
+              result == -EBUSY ? " (another device of the host shares its line)" : "");
 }
 
 void vfio_intx_disable(struct vfio_pci *device)
@@ -124,8 +124,8 @@ void vfio_intx_disable(struct vfio_pci *device)
     result = set_irqs(device, VFIO_IRQ_SET_ACTION_TRIGGER, -1, 0);
     trace(vfio_intx_disable, device->device.id, result);
     if (result < 0)
-        log_warning("device '%s' (%s): cannot disable INTx: %s", device->device.id,
-                    device->device.host, strerror(-result));
+        log_guest("device '%s' (%s): cannot disable INTx: %s", device->device.id,
+                  device->device.host, strerror(-result));
     device->state.armed_index = VFIO_ARMED_NONE;
     kvm_irq_clear(device->intx.irq);
 }

@@ -114,7 +114,7 @@ static int add_slots(struct vfio_pci *device, unsigned bar, uint64_t address)
             remove_slots(device, bar);
             return result;
         }
-        log_warning("device '%s': BAR %u is trapped: %s", device->device.id, bar, error.message);
+        log_guest("device '%s': BAR %u is trapped: %s", device->device.id, bar, error.message);
     }
     return 0;
 }

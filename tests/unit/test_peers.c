@@ -17,7 +17,7 @@
 
 #define SPACES 3
 
-static char steps[1024];
+static char steps[8192];
 static int refuse; /* what mapping fails with */
 
 static void step(const char *what, const struct iommu *iommu, uint64_t iova, uint64_t size)
@@ -213,6 +213,30 @@ static void settling_maps_what_is_missing(void **state)
     iommu_set_destroy(new);
 }
 
+/* A state that claims as many mappings as there can be, none of them the guest's: what that maps
+ * before they are settled waits for it. */
+static void full_of_what_nobody_wants(void **state)
+{
+    struct iommu_set *set = make_set(false);
+    struct iommu_peers_state *peers = iommu_set_peers_state(set);
+    struct iommu_peer peer = peer_at(0xc0000000, 0);
+    struct error error = {0};
+
+    (void)state;
+    for (unsigned i = 0; i < IOMMU_PEERS_MAX; i++)
+        peers->mappings[i] = (struct iommu_peer_mapping){
+            .iova = 0xd0000000 + i * 0x1000, .size = 0x1000, .spaces = 1};
+    peers->count = IOMMU_PEERS_MAX;
+    assert_int_equal(iommu_set_apply_peers(set, &error), 0);
+    iommu_set_set_live(set, true);
+    iommu_set_map_peer(set, &peer);
+    expect("");
+    iommu_set_settle_peers(set);
+    assert_non_null(strstr(steps, " map0:c0000000+1000 map1:c0000000+1000"));
+    assert_int_equal(peers->count, 1);
+    iommu_set_destroy(set);
+}
+
 static void refuse_state(const struct iommu_peer_mapping *mapping, uint32_t count)
 {
     struct iommu_peers_state hostile = {.count = count};
@@ -276,6 +300,7 @@ int main(void)
         cmocka_unit_test(what_fails_is_not_recorded),
         cmocka_unit_test(hand_over_changes_nothing_before_the_go),
         cmocka_unit_test(moved_before_it_is_settled),
+        cmocka_unit_test(full_of_what_nobody_wants),
         cmocka_unit_test(settling_maps_what_is_missing),
         cmocka_unit_test(hostile_states),
         cmocka_unit_test(facts_of_page_tables),
