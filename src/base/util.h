@@ -112,6 +112,15 @@ static inline uint64_t clock_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* CLOCK_BOOTTIME in nanoseconds: goes on while the host sleeps. */
+static inline uint64_t clock_boottime_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* Memory that a monitor cannot run without: fails by assertion, so callers need no error path.
  * For sizes that the operator, the guest or a peer chooses, use calloc and report the failure. */
 static inline void *xcalloc(size_t count, size_t size)

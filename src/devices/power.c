@@ -93,18 +93,10 @@ const struct state_type power_state_type = {
     .check = power_check,
 };
 
-static uint64_t boottime_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-}
-
 /* Ticks since the timer was zero, in two steps so that nothing overflows. */
 static uint64_t timer_ticks(const struct power *power)
 {
-    uint64_t passed = boottime_ns() - power->state.timer_base;
+    uint64_t passed = clock_boottime_ns() - power->state.timer_base;
 
     return passed / SECOND_NS * PM_TIMER_HZ + passed % SECOND_NS * PM_TIMER_HZ / SECOND_NS;
 }
@@ -218,7 +210,7 @@ static const struct bus_ops reset_ops = {.read = reset_read, .write = reset_writ
 /* Register values after power-on; the timer starts at zero. */
 static void power_clear(struct power *power)
 {
-    power->state = (struct power_state){.timer_base = boottime_ns()};
+    power->state = (struct power_state){.timer_base = clock_boottime_ns()};
 }
 
 int power_create(struct power **result, struct bus *pio, struct kvm_vm *vm,

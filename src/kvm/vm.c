@@ -223,7 +223,7 @@ void kvm_vm_unmap(struct kvm_vm *vm, unsigned slot)
 
     assert(slot < KVM_SLOTS_MAX && vm->slots[slot].size != 0);
     ret = ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
-    assert(ret == 0); /* deleting an existing slot cannot fail */
+    assert(ret == 0); /* takes a few bytes of the kernel's, and no more can go wrong */
     vm->slots[slot].size = 0;
 }
 
@@ -236,14 +236,6 @@ void kvm_vm_set_irq(struct kvm_vm *vm, unsigned gsi, bool level)
 }
 
 /* --- state --------------------------------------------------------------------------------- */
-
-static uint64_t boottime_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* Without a copy on the stack: in the blackout a vCPU's thread comes here, whose stack has not been
  * that deep before and would have to grow. */
@@ -271,7 +263,7 @@ int kvm_clock_save(struct kvm_vm *vm, struct kvm_clock_state *state, struct erro
 {
     struct kvm_clock_data clock = {0};
 
-    state->boottime_ns = boottime_ns();
+    state->boottime_ns = clock_boottime_ns();
     if (ioctl(vm->fd, KVM_GET_CLOCK, &clock) < 0)
         return error_set_errno(error, errno, "KVM_GET_CLOCK failed");
     memcpy(state->data, &clock, sizeof(clock));
@@ -288,7 +280,7 @@ int kvm_clock_load(struct kvm_vm *vm, const struct kvm_clock_state *state, struc
     if (clock.flags & KVM_CLOCK_REALTIME) {
         clock.flags = KVM_CLOCK_REALTIME;
     } else {
-        uint64_t now = boottime_ns();
+        uint64_t now = clock_boottime_ns();
 
         clock.flags = 0;
         if (now > state->boottime_ns)

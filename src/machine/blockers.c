@@ -26,6 +26,6 @@ void machine_own_blockers(const struct machine *machine, unsigned index, struct 
     if (machine_status(machine) == MACHINE_SHUTDOWN)
         blocker_add(list, "guest", "it has powered off", "");
     if (machine_status(machine) == MACHINE_INTERNAL_ERROR)
-        blocker_add(list, "guest", "KVM could not go on with it (status 'internal-error')",
+        blocker_add(list, "guest", "it cannot go on (status 'internal-error')",
                     "end this process with quit and start the guest anew");
 }

@@ -408,8 +408,7 @@ static int pause_locked(struct machine *machine, unsigned limit_ms, struct error
     uint64_t deadline = clock_ns() + limit_ms * UINT64_C(1000000);
     int ret;
 
-    if (machine->status != MACHINE_RUNNING && machine->status != MACHINE_PAUSED &&
-        machine->status != MACHINE_PRELAUNCH)
+    if (!machine_is_alive(machine))
         return error_set(error, ESHUTDOWN, "the guest is in state '%s'",
                          machine_status_name(machine->status));
     machine->status_before_pause = machine->status;

@@ -176,6 +176,13 @@ void machine_run_vcpus(struct machine *machine);
 /** Life is held, or no other thread is. */
 void machine_set_status(struct machine *machine, enum machine_status status);
 
+/** @return whether the guest is here and can go on, be reset or be handed over. Life is held. */
+static inline bool machine_is_alive(const struct machine *machine)
+{
+    return machine->status == MACHINE_RUNNING || machine->status == MACHINE_PAUSED ||
+           machine->status == MACHINE_PRELAUNCH;
+}
+
 /** Makes the table of what a state stream is loaded into. The machine is complete. */
 void machine_make_targets(struct machine *machine);
 

@@ -284,14 +284,8 @@ static void do_requests(struct machine *machine)
 {
     uint32_t requests;
 
-    switch (machine->status) {
-    case MACHINE_RUNNING:
-    case MACHINE_PAUSED:
-    case MACHINE_PRELAUNCH:
-        break;
-    default:
+    if (!machine_is_alive(machine))
         return;
-    }
     requests = atomic_exchange(&machine->requests, 0);
     if (requests & MACHINE_REQUEST_FAIL)
         stop_for_good(machine, MACHINE_INTERNAL_ERROR);

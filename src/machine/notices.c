@@ -22,12 +22,6 @@
 /* The kernel asks every ten seconds; many at once say no more than one. */
 #define REQUEST_INTERVAL_NS UINT64_C(1000000000)
 
-static bool is_alive(const struct machine *machine)
-{
-    return machine->status == MACHINE_RUNNING || machine->status == MACHINE_PAUSED ||
-           machine->status == MACHINE_PRELAUNCH;
-}
-
 static bool is_signalled(const struct machine *machine, unsigned index, enum vfio_notifier notifier)
 {
     int fd = vfio_pci_notifier(machine->devices[index], notifier);
@@ -68,7 +62,7 @@ static void on_request(struct machine *machine, unsigned index)
 
 void machine_read_notices(struct machine *machine)
 {
-    if (!is_alive(machine))
+    if (!machine_is_alive(machine))
         return;
     for (unsigned i = 0; i < machine->config.device_count; i++) {
         if (machine->devices[i] == NULL)

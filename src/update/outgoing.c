@@ -74,19 +74,18 @@ static int run_stage(struct outgoing *outgoing, const struct stage *stage, struc
 }
 
 /* A peer that was asked for something and has not answered may be at it still, or wake up later and
- * take what is ours again. Only when it is dead can that be ruled out. */
-static void get_rid_of_peer(struct outgoing *outgoing)
+ * take what is ours again. Only when it is dead can that be ruled out. @return whether it had to be
+ * killed, which is to be said when the guest goes on: who reads the log may be slow */
+static bool get_rid_of_peer(struct outgoing *outgoing)
 {
     const struct channel *channel = outgoing->wire.channel;
-    int pid = (int)channel_peer_pid(channel);
 
     if (channel_peer_dies(channel, 0))
-        return;
-    log_warning("process %d has not answered and is killed", pid);
-    trace(update_peer_kill, pid);
+        return false;
+    trace(update_peer_kill, (int)channel_peer_pid(channel));
     syscall(SYS_pidfd_send_signal, channel_peer_pidfd(channel), SIGKILL, NULL, 0);
-    if (!channel_peer_dies(channel, PEER_DEATH_MS))
-        log_warning("process %d does not die", pid);
+    channel_peer_dies(channel, PEER_DEATH_MS);
+    return true;
 }
 
 /* First to last, and not the other way round: mappings and interrupts are back in place before the
@@ -94,18 +93,22 @@ static void get_rid_of_peer(struct outgoing *outgoing)
  * wants its answer any more; one that has not even said hello has nothing of ours. */
 static void undo(struct outgoing *outgoing, unsigned begun, int reason)
 {
-    bool changed = false;
+    const struct channel *channel = outgoing->wire.channel;
+    bool changed = false, killed = false;
 
     for (unsigned i = 0; i < begun; i++)
         changed |= stages[i].undo_outgoing != NULL;
     if (outgoing->unanswered && (changed || (reason == -ETIMEDOUT && begun > 1)))
-        get_rid_of_peer(outgoing);
+        killed = get_rid_of_peer(outgoing);
     for (unsigned i = 0; i < begun; i++) {
         if (!stages[i].undo_outgoing)
             continue;
         trace(update_undo, stages[i].name);
         stages[i].undo_outgoing(outgoing);
     }
+    if (killed)
+        log_warning("process %d had not answered and was killed%s", (int)channel_peer_pid(channel),
+                    channel_peer_dies(channel, 0) ? "" : ", but does not die");
 }
 
 static void close_wire(struct outgoing *outgoing)

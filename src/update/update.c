@@ -209,11 +209,12 @@ static void conclude(struct update *update, int result, const struct error *erro
     } else {
         report->status = update->cancelled ? UPDATE_CANCELLED : UPDATE_FAILED;
         snprintf(report->error, sizeof(report->error), "%s", error->message);
-        log_warning("%s %s: %s; the guest goes on here", what,
-                    update->cancelled ? "cancelled" : "failed", error->message);
     }
     status = report->status;
     pthread_mutex_unlock(&update->lock);
+    if (result < 0)
+        log_warning("%s %s: %s; the guest goes on here", what, update_status_name(status),
+                    error->message);
     trace(update_conclude, "outgoing", update_status_name(status));
     changed(update);
 }
