@@ -4,6 +4,7 @@
  *
  *     test_golden [--write] [TYPE]    with a type, only that one is written or missed
  *
+ * What is loaded is compared with the values that were recorded when the stream was made.
  * Every stream is spoilt as well, by cutting it off at every byte and by flipping every bit: what
  * does not load says why and changes nothing. Besides, every type in the registry has its table
  * verified, makes a round trip, and is read as later versions might write it. One thread.
@@ -15,11 +16,11 @@
 #include <sys/stat.h>
 
 #include "base/util.h"
+#include "golden_files.h"
 #include "golden_registry.h"
 #include "sample_state.h"
 #include "state/state.h"
 
-#define ROOM     MIB
 #define ID       "golden"
 #define ELEMENTS 3 /* of arrays and blobs that hold more: enough to see the order */
 
@@ -155,22 +156,17 @@ static const struct golden_type *find_type(const char *name)
 
 /* --- streams --- */
 
-struct buffer {
-    uint8_t *bytes;
-    size_t length;
-};
-
-static int save(const struct state_type *type, const void *object, struct buffer *buffer,
+static int save(const struct state_type *type, const void *object, struct golden_buffer *buffer,
                 struct error *error)
 {
     struct state_writer writer;
 
-    state_writer_init(&writer, buffer->bytes, ROOM);
+    state_writer_init(&writer, buffer->bytes, GOLDEN_ROOM);
     state_write(&writer, ID, type, object, true);
     return state_writer_finish(&writer, &buffer->length, error);
 }
 
-static int load(const struct state_type *type, void *object, const struct buffer *buffer,
+static int load(const struct state_type *type, void *object, const struct golden_buffer *buffer,
                 struct error *error)
 {
     CLEANUP_FREE void *scratch = xcalloc(1, type->size);
@@ -183,9 +179,9 @@ static int load(const struct state_type *type, void *object, const struct buffer
 static int round_trip(const struct state_type *type, const void *object, struct error *error)
 {
     CLEANUP_FREE void *copy = xcalloc(1, type->size);
-    CLEANUP_FREE uint8_t *first_bytes = xcalloc(1, ROOM);
-    CLEANUP_FREE uint8_t *second_bytes = xcalloc(1, ROOM);
-    struct buffer first = {.bytes = first_bytes}, second = {.bytes = second_bytes};
+    CLEANUP_FREE uint8_t *first_bytes = xcalloc(1, GOLDEN_ROOM);
+    CLEANUP_FREE uint8_t *second_bytes = xcalloc(1, GOLDEN_ROOM);
+    struct golden_buffer first = {.bytes = first_bytes}, second = {.bytes = second_bytes};
 
     if (save(type, object, &first, error) < 0 || load(type, copy, &first, error) < 0 ||
         save(type, copy, &second, error) < 0)
@@ -221,7 +217,7 @@ static void free_victim(struct victim *victim)
 
 /* @return whether loading fails as it should: with a message that has @p name in it, if not NULL,
  *         and without effect */
-static bool is_refused(struct victim *victim, const struct buffer *buffer, const char *name)
+static bool is_refused(struct victim *victim, const struct golden_buffer *buffer, const char *name)
 {
     struct error error = {0};
 
@@ -230,9 +226,9 @@ static bool is_refused(struct victim *victim, const struct buffer *buffer, const
            memcmp(victim->object, victim->before, victim->type->size) == 0;
 }
 
-static int check_truncated(struct victim *victim, const struct buffer *buffer)
+static int check_truncated(struct victim *victim, const struct golden_buffer *buffer)
 {
-    struct buffer cut = *buffer;
+    struct golden_buffer cut = *buffer;
     int failures = 0;
 
     for (cut.length = 0; cut.length < buffer->length; cut.length++) {
@@ -246,7 +242,7 @@ static int check_truncated(struct victim *victim, const struct buffer *buffer)
 
 /* Flips bits of a byte. What still loads is another object, whose values survive like any other's;
  * that is looked at once for each byte, since it takes longer than all the rest. */
-static bool survives_flip(struct victim *victim, const struct buffer *buffer, size_t at,
+static bool survives_flip(struct victim *victim, const struct golden_buffer *buffer, size_t at,
                           uint8_t bits)
 {
     struct error error = {0};
@@ -263,7 +259,7 @@ static bool survives_flip(struct victim *victim, const struct buffer *buffer, si
     return good;
 }
 
-static int check_flipped(struct victim *victim, const struct buffer *buffer)
+static int check_flipped(struct victim *victim, const struct golden_buffer *buffer)
 {
     int failures = 0;
 
@@ -280,7 +276,7 @@ static int check_flipped(struct victim *victim, const struct buffer *buffer)
     return failures;
 }
 
-static int check_spoilt(const struct state_type *type, const struct buffer *buffer)
+static int check_spoilt(const struct state_type *type, const struct golden_buffer *buffer)
 {
     struct victim victim = make_victim(type);
     int failures = check_truncated(&victim, buffer) + check_flipped(&victim, buffer);
@@ -362,12 +358,12 @@ static void make_next(struct variant *variant, const struct state_type *type)
 }
 
 /* Whether a stream gives the very object that it was made from. */
-static bool loads_as(const struct state_type *type, const struct buffer *buffer,
-                     const struct buffer *expected)
+static bool loads_as(const struct state_type *type, const struct golden_buffer *buffer,
+                     const struct golden_buffer *expected)
 {
     CLEANUP_FREE void *object = xcalloc(1, type->size);
-    CLEANUP_FREE uint8_t *bytes = xcalloc(1, ROOM);
-    struct buffer again = {.bytes = bytes};
+    CLEANUP_FREE uint8_t *bytes = xcalloc(1, GOLDEN_ROOM);
+    struct golden_buffer again = {.bytes = bytes};
     struct error error = {0};
 
     return load(type, object, buffer, &error) == 0 && save(type, object, &again, &error) == 0 &&
@@ -377,7 +373,7 @@ static bool loads_as(const struct state_type *type, const struct buffer *buffer,
 
 /* A newer version with a field more: skipped, or refused if it says that it must not be. */
 static int check_next_version(struct victim *victim, const void *object,
-                              const struct buffer *present, struct buffer *room)
+                              const struct golden_buffer *present, struct golden_buffer *room)
 {
     const struct state_type *type = victim->type;
     CLEANUP_FREE uint8_t *larger = xcalloc(1, type->size + sizeof(struct future));
@@ -401,7 +397,8 @@ static int check_next_version(struct victim *victim, const void *object,
     return failures;
 }
 
-static int check_missing_fields(struct victim *victim, const void *object, struct buffer *room)
+static int check_missing_fields(struct victim *victim, const void *object,
+                                struct golden_buffer *room)
 {
     const struct state_type *type = victim->type;
     struct variant variant;
@@ -420,7 +417,8 @@ static int check_missing_fields(struct victim *victim, const void *object, struc
 }
 
 static int check_foreign_section(struct victim *victim, const void *object,
-                                 const struct buffer *present, struct buffer *room, bool required)
+                                 const struct golden_buffer *present, struct golden_buffer *room,
+                                 bool required)
 {
     static const struct future_element foreign = {.text = "text"};
     static const struct state_type foreign_type = {.name = "unheard-of",
@@ -431,7 +429,7 @@ static int check_foreign_section(struct victim *victim, const void *object,
     struct state_writer writer;
     struct error error = {0};
 
-    state_writer_init(&writer, room->bytes, ROOM);
+    state_writer_init(&writer, room->bytes, GOLDEN_ROOM);
     state_write(&writer, "foreign", &foreign_type, &foreign, required);
     state_write(&writer, ID, victim->type, object, true);
     if (state_writer_finish(&writer, &room->length, &error) == 0 &&
@@ -445,9 +443,9 @@ static int check_foreign_section(struct victim *victim, const void *object,
 /* What other versions may send. @param present what this one has written of @p object */
 static int check_skew(const struct state_type *type, const void *object)
 {
-    CLEANUP_FREE uint8_t *present_bytes = xcalloc(1, ROOM);
-    CLEANUP_FREE uint8_t *room_bytes = xcalloc(1, ROOM);
-    struct buffer present = {.bytes = present_bytes}, room = {.bytes = room_bytes};
+    CLEANUP_FREE uint8_t *present_bytes = xcalloc(1, GOLDEN_ROOM);
+    CLEANUP_FREE uint8_t *room_bytes = xcalloc(1, GOLDEN_ROOM);
+    struct golden_buffer present = {.bytes = present_bytes}, room = {.bytes = room_bytes};
     struct victim victim = make_victim(type);
     struct error error = {0};
     int failures = save(type, object, &present, &error) < 0;
@@ -462,29 +460,34 @@ static int check_skew(const struct state_type *type, const void *object)
 
 /* --- files --- */
 
-static int read_file(const char *path, struct buffer *buffer, struct error *error)
-{
-    FILE *file = fopen(path, "rbe");
+struct options {
+    const char *directory;
+    const char *only; /* the type to write; NULL for all */
+    bool write;
+};
 
-    if (file == NULL)
-        return error_set_errno(error, errno, "cannot open");
-    buffer->length = fread(buffer->bytes, 1, ROOM, file);
-    fclose(file);
-    return 0;
+/* Whether a type is to be written or missed. */
+static bool is_wanted(const struct options *options, const struct state_type *type)
+{
+    return options->only == NULL || strcmp(options->only, type->name) == 0;
 }
 
-static int check_file(const struct state_type *type, const char *path)
+static int check_file(const struct options *options, const struct state_type *type,
+                      const char *path)
 {
     CLEANUP_FREE void *object = xcalloc(1, type->size);
-    CLEANUP_FREE uint8_t *bytes = xcalloc(1, ROOM);
-    struct buffer buffer = {.bytes = bytes};
+    CLEANUP_FREE uint8_t *bytes = xcalloc(1, GOLDEN_ROOM);
+    struct golden_buffer buffer = {.bytes = bytes};
     struct error error = {0};
 
-    if (read_file(path, &buffer, &error) < 0 || load(type, object, &buffer, &error) < 0 ||
+    if (golden_read(path, &buffer, &error) < 0 || load(type, object, &buffer, &error) < 0 ||
         round_trip(type, object, &error) < 0) {
         printf("FAILED %s: %s\n", path, error.message);
         return 1;
     }
+    if (golden_check_values(path, type->fields, object,
+                            options->write && is_wanted(options, type)) != 0)
+        return 1;
     printf("ok %s\n", path);
     return check_spoilt(type, &buffer);
 }
@@ -496,7 +499,7 @@ static bool is_state_file(const char *name)
     return length > 6 && strcmp(name + length - 6, ".state") == 0;
 }
 
-static int check_directory(const char *directory, const char *name)
+static int check_directory(const struct options *options, const char *name)
 {
     const struct golden_type *entry = find_type(name);
     char path[4096];
@@ -504,75 +507,56 @@ static int check_directory(const char *directory, const char *name)
     int failures = 0;
     DIR *dir;
 
-    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    snprintf(path, sizeof(path), "%s/%s", options->directory, name);
     dir = opendir(path);
     if (dir == NULL)
         return 0; /* a file */
     while ((file = readdir(dir))) {
         if (!is_state_file(file->d_name))
             continue;
-        snprintf(path, sizeof(path), "%s/%s/%s", directory, name, file->d_name);
+        snprintf(path, sizeof(path), "%s/%s/%s", options->directory, name, file->d_name);
         if (entry == NULL) {
             printf("FAILED %s: no such type in the registry\n", path);
             failures++;
             continue;
         }
-        failures += check_file(entry->type, path);
+        failures += check_file(options, entry->type, path);
     }
     closedir(dir);
     return failures;
 }
 
-static int check_all_files(const char *directory)
+static int check_all_files(const struct options *options)
 {
     struct dirent *file;
     int failures = 0;
-    DIR *dir = opendir(directory);
+    DIR *dir = opendir(options->directory);
 
     if (dir == NULL) {
-        printf("FAILED %s: %s\n", directory, strerror(errno));
+        printf("FAILED %s: %s\n", options->directory, strerror(errno));
         return 1;
     }
     while ((file = readdir(dir))) {
         if (file->d_name[0] != '.')
-            failures += check_directory(directory, file->d_name);
+            failures += check_directory(options, file->d_name);
     }
     closedir(dir);
     return failures;
 }
 
-static int write_file(const char *path, const struct buffer *buffer)
-{
-    FILE *file = fopen(path, "wbxe");
-
-    if (file == NULL || fwrite(buffer->bytes, 1, buffer->length, file) != buffer->length ||
-        fclose(file) != 0) {
-        printf("FAILED %s: cannot write: %s\n", path, strerror(errno));
-        return 1;
-    }
-    printf("wrote %s\n", path);
-    return 0;
-}
-
 /* --- one type of the registry --- */
-
-struct options {
-    const char *directory;
-    const char *only; /* the type to write; NULL for all */
-    bool write;
-};
 
 /* Writes an object as a version of its type did: with the fields that it had. */
 static int write_version(const char *path, const struct state_type *type, uint32_t version,
                          const void *object)
 {
-    CLEANUP_FREE uint8_t *bytes = xcalloc(1, ROOM);
-    struct buffer buffer = {.bytes = bytes};
+    CLEANUP_FREE uint8_t *bytes = xcalloc(1, GOLDEN_ROOM);
+    struct golden_buffer buffer = {.bytes = bytes};
     struct error error = {0};
     struct variant variant;
 
     make_variant(&variant, type, version, NULL);
-    return save(&variant.type, object, &buffer, &error) < 0 || write_file(path, &buffer);
+    return save(&variant.type, object, &buffer, &error) < 0 || golden_write(path, &buffer);
 }
 
 /* Misses, or writes, the stream of every version that this build reads. */
@@ -582,7 +566,7 @@ static int check_versions(const struct options *options, const struct state_type
     char path[4096];
     int failures = 0;
 
-    if (options->only && strcmp(options->only, type->name) != 0)
+    if (!is_wanted(options, type))
         return 0;
     snprintf(path, sizeof(path), "%s/%s", options->directory, type->name);
     if (options->write)
@@ -635,7 +619,7 @@ int main(int argc, char **argv)
         failures += check_type(&options, &own_types[i]);
     for (size_t i = 0; i < golden_type_count; i++)
         failures += check_type(&options, &golden_types[i]);
-    failures += check_all_files(options.directory);
+    failures += check_all_files(&options);
     printf("%d failures\n", failures);
     return failures != 0;
 }
