@@ -62,14 +62,14 @@ static int fill_definition(struct definition *definition, char **strings, size_t
     return 0;
 }
 
-int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
+int machine_write_definition(const struct config *config, void *bytes, size_t capacity,
                              size_t *length, struct error *error)
 {
     CLEANUP_FREE struct definition *definition = xcalloc(1, sizeof(*definition));
     struct state_writer writer;
     char **strings;
     size_t count;
-    int ret = config_to_options(&machine->config, &strings, &count, error);
+    int ret = config_to_options(config, &strings, &count, error);
 
     if (ret < 0)
         return ret;

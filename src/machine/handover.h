@@ -48,7 +48,7 @@ int machine_describe(struct machine *machine, struct machine_facts *facts, struc
 extern const struct state_type machine_state_type, machine_definition_type;
 
 /** Writes definition, or facts, as a stream of state sections. */
-int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
+int machine_write_definition(const struct config *config, void *bytes, size_t capacity,
                              size_t *length, struct error *error);
 int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
                         size_t capacity, size_t *length, struct error *error);

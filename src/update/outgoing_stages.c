@@ -92,8 +92,8 @@ static int write_description(struct outgoing *outgoing, struct error *error)
     const struct config *config = machine_config(outgoing->machine);
     uint8_t *description = wire_description(&outgoing->memory);
     size_t definition = 0, facts = 0;
-    int ret = machine_write_definition(outgoing->machine, description, WIRE_DESCRIPTION_SIZE,
-                                       &definition, error);
+    int ret =
+        machine_write_definition(config, description, WIRE_DESCRIPTION_SIZE, &definition, error);
 
     if (ret == 0)
         ret = machine_write_facts(config, &outgoing->facts, description + definition,

@@ -111,12 +111,12 @@ int machine_describe(struct machine *machine, struct machine_facts *facts, struc
     return ret < 0 ? ret : step(machine, "describe", error);
 }
 
-int machine_write_definition(const struct machine *machine, void *bytes, size_t capacity,
+int machine_write_definition(const struct config *config, void *bytes, size_t capacity,
                              size_t *length, struct error *error)
 {
     memset(bytes, 'd', 10);
     *length = 10;
-    return step(machine, "definition", error);
+    return step(container_of(config, struct machine, config), "definition", error);
 }
 
 int machine_write_facts(const struct config *config, const struct machine_facts *facts, void *bytes,
