@@ -1,37 +1,220 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Fuzz target: what a hostile client sends to the QMP server. The first byte is the size of the
- * pieces in which the rest arrives.
+ * Fuzz target: what a hostile client sends to the QMP server, with baton's own commands behind it.
+ * The machine and the hand-over are fakes. The first byte is the size of the pieces in which the
+ * rest arrives; the second says how the guest is, and how a hand-over that is started ends.
  *
  * What must hold: every answer is a JSON object with either "return" or "error", an error has
- * class and description, and afterwards a new client is served.
+ * class and description, and afterwards a new client is served. A guest that is elsewhere is left
+ * alone, one hand-over is under way at a time, it has a path to go to, and one that has failed says
+ * why.
  */
+#include <errno.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/util.h"
-#include "control/qmp.h"
+#include "control/control_internal.h"
 #include "fuzz.h"
 
-static int command_echo(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+#define GUEST_STATUS      0x07u /* enum machine_status */
+#define GUEST_HANDED_OVER 0x08u /* or, while it arrives: there is no machine yet */
+#define GUEST_BLOCKED     0x10u
+#define UPDATE_ENDS       0xe0u /* in one of endings[] */
+
+struct machine {
+    enum machine_status status;
+    bool blocked;
+};
+
+struct update {
+    struct update_report report;
+    enum update_status ends;
+};
+
+static struct {
+    struct machine machine;
+    struct control control;
+    enum update_status update_ends;
+    unsigned updates; /* that there are */
+} guest;
+
+/* --- the machine --------------------------------------------------------------------------- */
+
+const char *machine_status_name(enum machine_status status)
 {
-    *result = json_deep_copy(arguments);
+    static const char *const names[] = {"prelaunch", "inmigrate",      "running",
+                                        "paused",    "finish-migrate", "postmigrate",
+                                        "shutdown",  "internal-error"};
+
+    return names[status];
+}
+
+enum machine_status machine_status(const struct machine *machine)
+{
+    return machine->status;
+}
+
+/* Each of the calls that change the guest's life. */
+static int change(struct machine *machine, enum machine_status status)
+{
+    assert(machine == &guest.machine && !guest.control.handed_over);
+    assert(machine->status != MACHINE_INMIGRATE && machine->status != MACHINE_POSTMIGRATE);
+    machine->status = status;
     return 0;
 }
 
-static int command_fail(void *opaque, const json_t *arguments, json_t **result, struct error *error)
+int machine_run(struct machine *machine, struct error *error)
 {
-    const char *text = json_string_value(json_object_get(arguments, "text"));
-
-    return error_set(error, 1, "%s", text ? text : "");
+    (void)error;
+    return change(machine, MACHINE_RUNNING);
 }
 
-static const struct qmp_command commands[] = {
-    {"echo", command_echo, {{"text", QMP_STRING, true}, {"list", QMP_ARRAY, false}}},
-    {"fail", command_fail, {{"text", QMP_STRING, false}}},
-};
+int machine_stop(struct machine *machine, struct error *error)
+{
+    (void)error;
+    return change(machine, MACHINE_PAUSED);
+}
+
+int machine_reset(struct machine *machine, struct error *error)
+{
+    (void)error;
+    return change(machine, machine->status);
+}
+
+int machine_powerdown(struct machine *machine, struct error *error)
+{
+    change(machine, machine->status);
+    return error_set(error, EBUSY, "cannot power down a guest in state '%s'",
+                     machine_status_name(machine->status));
+}
+
+/* --- the hand-over: each time somebody looks, it has come further -------------------------- */
+
+const char *update_status_name(enum update_status status)
+{
+    static const char *const names[] = {"none",   "setup",      "active",
+                                        "device", "cancelling", "cancelled",
+                                        "failed", "completed",  "rehearsed"};
+
+    return names[status];
+}
+
+bool update_is_under_way(enum update_status status)
+{
+    return status >= UPDATE_SETUP && status <= UPDATE_CANCELLING;
+}
+
+int update_start(struct update **update, struct machine *machine, const char *path,
+                 const struct fdset *extra, bool dry_run, update_progress_fn *progress,
+                 void *opaque, struct error *error)
+{
+    struct update_report *report;
+
+    (void)extra, (void)opaque;
+    change(machine, machine->status);
+    assert(path[0] != '\0' && *update == NULL && guest.updates == 0 && progress != NULL);
+    if (machine->blocked)
+        return error_set(error, ENOTSUP, "device 'a': it has no name");
+    guest.updates++;
+    *update = xcalloc(1, sizeof(**update));
+    (*update)->ends = dry_run ? UPDATE_REHEARSED : guest.update_ends;
+    report = &(*update)->report;
+    report->status = UPDATE_SETUP;
+    report->dry_run = dry_run;
+    report->stage_count = 1;
+    report->stages[0] = (struct update_stage_time){.name = "hello", .end_ns = UINT64_MAX};
+    report->vcpu_count = 2;
+    snprintf(report->error, sizeof(report->error), "hello: nobody listens at '%s'", path);
+    return 0;
+}
+
+void update_report(struct update *update, struct update_report *report)
+{
+    static const enum update_status next[] = {[UPDATE_SETUP] = UPDATE_ACTIVE,
+                                              [UPDATE_ACTIVE] = UPDATE_DEVICE,
+                                              [UPDATE_CANCELLING] = UPDATE_CANCELLED};
+
+    *report = update->report;
+    if (report->status == UPDATE_DEVICE)
+        update->report.status = update->ends;
+    else if (update_is_under_way(report->status))
+        update->report.status = next[report->status];
+}
+
+int update_cancel(struct update *update, struct error *error)
+{
+    assert(guest.updates == 1);
+    if (update->report.status == UPDATE_DEVICE)
+        return error_set(error, EBUSY, "it is past its commit point");
+    if (update_is_under_way(update->report.status))
+        update->report.status = UPDATE_CANCELLING;
+    return 0;
+}
+
+void update_destroy(struct update *update)
+{
+    guest.updates -= update != NULL;
+    free(update);
+}
+
+void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+{
+    change(machine, machine->status);
+    if (current && update_is_under_way(current->report.status))
+        blocker_add(list, "guest", "a hand-over is under way", "wait for its end");
+    else if (machine->blocked)
+        blocker_add(list, "device 'a'", "it has no name", "give it an id");
+}
+
+/* --- what else commands call of control/ --------------------------------------------------- */
+
+void control_quit(struct control *control)
+{
+    assert(control == &guest.control);
+}
+
+int control_describe(const struct control *control, struct fdset *fds, struct error *error)
+{
+    assert(control == &guest.control && fds->count == 0);
+    (void)error;
+    return 0;
+}
+
+void control_progress(void *opaque, const struct update_report *report)
+{
+    (void)opaque, (void)report;
+}
+
+/* --- the target ---------------------------------------------------------------------------- */
+
+static void make_guest(uint8_t how)
+{
+    static const enum update_status endings[] = {UPDATE_COMPLETED, UPDATE_FAILED, UPDATE_CANCELLED,
+                                                 UPDATE_DEVICE};
+
+    memset(&guest, 0, sizeof(guest));
+    guest.machine.status = how & GUEST_STATUS;
+    guest.machine.blocked = how & GUEST_BLOCKED;
+    guest.update_ends = endings[(how & UPDATE_ENDS) / 0x20 % ARRAY_SIZE(endings)];
+    strcpy(guest.control.name, "web1");
+    if (!(how & GUEST_HANDED_OVER) || guest.machine.status != MACHINE_INMIGRATE)
+        guest.control.machine = &guest.machine;
+    guest.control.handed_over = (how & GUEST_HANDED_OVER) && guest.control.machine;
+}
+
+static void forget_guest(void)
+{
+    struct error ignored;
+
+    update_destroy(guest.control.update);
+    assert(guest.updates == 0);
+    trace_switch("*", false, &ignored);
+}
 
 static void run_loop(sd_event *loop)
 {
@@ -42,13 +225,17 @@ static void run_loop(sd_event *loop)
 static void check_message(const json_t *message)
 {
     const json_t *error = json_object_get(message, "error");
+    const json_t *result = json_object_get(message, "return");
+    const char *status = json_string_value(json_object_get(result, "status"));
 
     assert(json_is_object(message));
     if (json_object_get(message, "QMP"))
         return;
-    assert((error != NULL) != (json_object_get(message, "return") != NULL));
+    assert((error != NULL) != (result != NULL));
     assert(error == NULL || (json_is_string(json_object_get(error, "class")) &&
                              json_is_string(json_object_get(error, "desc"))));
+    if (status && strcmp(status, "failed") == 0)
+        assert(json_is_string(json_object_get(result, "error-desc")));
 }
 
 /* Checks what the server has sent; lines are whole, since the loop has run. */
@@ -93,7 +280,7 @@ static void send_pieces(int fd, sd_event *loop, const uint8_t *data, size_t size
 {
     size_t piece = size > 0 ? (size_t)data[0] + 1 : 0;
 
-    for (size_t at = 1; at < size; at += piece) {
+    for (size_t at = 2; at < size; at += piece) {
         if (send(fd, data + at, MIN(piece, size - at), MSG_NOSIGNAL) <= 0)
             break;
         run_loop(loop);
@@ -103,15 +290,19 @@ static void send_pieces(int fd, sd_event *loop, const uint8_t *data, size_t size
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char hello[] = "{\"execute\":\"qmp_capabilities\"}";
+    const struct qmp_command *commands;
     struct qmp_server *server;
     struct error error = {0};
     sd_event *loop = NULL;
+    size_t count;
     int fd, ret;
 
     log_configure(LOG_LEVEL_ERROR, NULL);
+    make_guest(size > 1 ? data[1] : 0);
     ret = sd_event_new(&loop);
     assert(ret >= 0);
-    ret = qmp_create(&server, loop, commands, ARRAY_SIZE(commands), NULL, NULL, &error);
+    commands = control_commands(&count);
+    ret = qmp_create(&server, loop, commands, count, NULL, &guest.control, &error);
     assert(ret == 0);
     fd = attach(server, loop);
     ret = (int)send(fd, hello, sizeof(hello) - 1, MSG_NOSIGNAL);
@@ -128,5 +319,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     close(fd);
     qmp_destroy(server);
     sd_event_unref(loop);
+    forget_guest();
     return 0;
 }
