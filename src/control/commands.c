@@ -228,10 +228,11 @@ static int refuse_second(struct control *control, struct machine *machine, struc
     int ret = 0;
 
     update_report(control->update, &report);
-    if (update_is_under_way(report.status)) {
+    if (update_is_under_way(report.status))
         update_blockers(machine, control->update, &list);
+    /* None: it has ended since the report. */
+    if (list.count > 0)
         ret = blocker_error(&list, EBUSY, error);
-    }
     blocker_list_clear(&list);
     return ret;
 }
