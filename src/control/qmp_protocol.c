@@ -35,6 +35,21 @@ json_t *qmp_greeting(void)
                      "capabilities");
 }
 
+json_t *qmp_text(const char *text)
+{
+    json_t *string = json_string(text);
+    CLEANUP_FREE char *ascii = NULL;
+
+    if (string != NULL)
+        return string;
+    ascii = strdup(text);
+    for (char *c = ascii; *c; c++) {
+        if (*c & 0x80)
+            *c = '?';
+    }
+    return json_string(ascii);
+}
+
 static int reject(struct request *request, const char *error_class, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
@@ -210,10 +225,8 @@ static void answer(struct request *request, int ret)
     json_t *message;
 
     if (ret < 0)
-        /* A message that quotes hostile input may have been cut within a character. */
         message = json_pack("{s:{s:s,s:o}}", "error", "class", request->error_class, "desc",
-                            json_string(request->error.message)
-                                ?: json_string("malformed request (its text is not UTF-8)"));
+                            qmp_text(request->error.message));
     else
         message = json_pack("{s:o}", "return", request->result ?: json_object());
     assert(message != NULL);
