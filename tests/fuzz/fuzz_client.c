@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Fuzz target: what a hostile guest's process answers to "baton update". The first byte chooses the
- * options; the bytes up to the first NUL arrive on the first connection, the rest on those after
- * it, and then the other end says no more. The new process, paths and waiting are fakes.
+ * Fuzz target: what a hostile guest's process answers to "baton update" and "baton list". The first
+ * byte chooses the command and its options; the bytes up to the first NUL arrive on the first
+ * connection, the rest on those after it, and then the other end says no more. The new process,
+ * paths and waiting are fakes.
  *
- * What must hold: the command ends, with one of its exit statuses, and no descriptor is left.
+ * What must hold: the command ends, with one of its exit statuses, no descriptor is left, and
+ * nothing goes to the terminal that would be obeyed there.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -22,6 +25,7 @@
 
 #define OPTION_DRY_RUN 0x01u
 #define OPTION_VERBOSE 0x02u
+#define COMMAND_LIST   0x04u
 
 /* The other end. Of this thread: libFuzzer has others, which wait in earnest. */
 static _Thread_local struct {
@@ -80,6 +84,27 @@ int runtime_path(char path[RUNTIME_PATH_SIZE], const char *name, const char *fil
 {
     (void)error;
     return snprintf(path, RUNTIME_PATH_SIZE, "/%s/%s", name, file) < 0;
+}
+
+int runtime_directory(char path[RUNTIME_PATH_SIZE], struct error *error)
+{
+    (void)error;
+    return snprintf(path, RUNTIME_PATH_SIZE, "/run/baton") < 0;
+}
+
+/* The guests of the runtime directory. */
+int scandir(const char *directory, struct dirent ***entries,
+            int (*wanted)(const struct dirent *entry),
+            int (*compare)(const struct dirent **a, const struct dirent **b))
+{
+    (void)directory, (void)compare;
+    *entries = xcalloc(2, sizeof(**entries));
+    for (int i = 0; i < 2; i++) {
+        (*entries)[i] = xcalloc(1, sizeof(***entries));
+        snprintf((*entries)[i]->d_name, sizeof((*entries)[i]->d_name), "guest%d", i);
+        assert(wanted((*entries)[i]));
+    }
+    return 2;
 }
 
 int session_start_child(struct session *session, struct error *error)
@@ -141,6 +166,27 @@ static void update(uint8_t options)
     assert(status == EXIT_SUCCESS || status == EXIT_FAILURE);
 }
 
+static void list(void)
+{
+    int status;
+
+    other.running = true;
+    status = cli_list(0, NULL);
+    other.running = false;
+    assert(status == EXIT_SUCCESS);
+}
+
+/* Neither C0 nor C1, which UTF-8 has as 0xc2 and its own byte. */
+static void check_printed(const char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        uint8_t byte = (uint8_t)text[i], next = i + 1 < size ? (uint8_t)text[i + 1] : 0;
+
+        assert(byte == '\n' || (byte >= 0x20 && byte != 0x7f));
+        assert(byte != 0xc2 || next < 0x80 || next >= 0xa0);
+    }
+}
+
 static int first_free(void)
 {
     int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
@@ -151,9 +197,11 @@ static int first_free(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    FILE *out = stdout, *err = stderr, *nowhere;
+    FILE *out = stdout, *err = stderr, *terminal;
     const char *text = (const char *)data;
     int before = first_free();
+    size_t printed_size;
+    char *printed;
 
     if (size == 0)
         return 0;
@@ -163,13 +211,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     other.first_length = strnlen(other.first, size - 1);
     other.rest = other.first + MIN(other.first_length + 1, size - 1);
     other.rest_length = (size_t)(text + size - other.rest);
-    nowhere = fopen("/dev/null", "we");
-    assert(nowhere != NULL);
-    stdout = stderr = nowhere;
-    update(data[0]);
+    terminal = open_memstream(&printed, &printed_size);
+    assert(terminal != NULL);
+    stdout = stderr = terminal;
+    if (data[0] & COMMAND_LIST)
+        list();
+    else
+        update(data[0]);
     stdout = out;
     stderr = err;
-    fclose(nowhere);
+    fclose(terminal);
+    check_printed(printed, printed_size);
+    free(printed);
     close_fd(other.sockets[0]);
     close_fd(other.sockets[1]);
     assert(first_free() == before);

@@ -4,16 +4,22 @@
  * each ended by a NUL.
  *
  * What must hold: whatever is accepted can be written as options, reads back to the same
- * definition, and does not differ from itself.
+ * definition, and does not differ from itself; its paths can be made absolute. Of its serial port's
+ * specification, what is accepted has the path that its kind needs and no descriptors, and only
+ * kinds that can do without are adopted from a peer that sends none.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 
 #include "base/util.h"
+#include "devices/chardev_backend.h"
 #include "fuzz.h"
 #include "machine/config.h"
 
 #define WORDS_MAX 256
+#define DIRECTORY "/run/baton"
 
 /* A definition survives the way to text and back. */
 static void check_round_trip(const struct config *config)
@@ -42,6 +48,50 @@ static void check_round_trip(const struct config *config)
         assert(strcmp(config->qmp[i], again.qmp[i]) == 0);
 }
 
+static void check_parsed(const struct backend *backend)
+{
+    bool has_path = backend->kind == BACKEND_FILE || backend->kind == BACKEND_UNIX;
+    size_t length = strnlen(backend->path, sizeof(backend->path));
+
+    assert(has_path ? length > 0 && length < sizeof(backend->path) : length == 0);
+    assert(backend->kind != BACKEND_UNIX || length < sizeof(((struct sockaddr_un *)0)->sun_path));
+    assert(backend->in == -1 && backend->out == -1 && backend->listener == -1);
+}
+
+static void check_serial(const char *spec)
+{
+    struct backend backend;
+    struct error error = {0};
+    struct fdset none = {0};
+    bool can_do_without;
+    int ret = backend_parse(&backend, spec, &error);
+
+    if (ret < 0) {
+        assert(ret == -error.code && error.message[0] != '\0');
+        return;
+    }
+    check_parsed(&backend);
+    can_do_without = backend.kind == BACKEND_NULL || backend.kind == BACKEND_STDIO;
+    ret = backend_adopt(&backend, "fuzz", &none, &error);
+    assert((ret == 0) == can_do_without);
+    backend_close(&backend, false);
+}
+
+static void check_absolute(struct config config)
+{
+    struct error error = {0};
+    int ret = config_make_paths_absolute(&config, DIRECTORY, &error);
+
+    assert(ret == 0 || ret == -ENAMETOOLONG);
+    if (ret < 0)
+        return;
+    assert(strchr("/", config.kernel[0]) && strchr("/", config.initrd[0]));
+    assert(strchr("/", config.pidfile[0]));
+    for (unsigned i = 0; i < config.qmp_count; i++)
+        assert(config.qmp[i][0] == '/');
+    check_serial(config.serial);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     const char *words[WORDS_MAX];
@@ -57,8 +107,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ret = config_parse(&config, count, words, &error);
     assert((ret == 0) == (error.code == 0));
     assert(ret == 0 || error.message[0] != '\0');
-    if (ret == 0 && !config.help && !config.version && !config.trace_help)
+    if (ret == 0 && !config.help && !config.version && !config.trace_help) {
         check_round_trip(&config);
+        check_serial(config.serial);
+        check_absolute(config);
+    }
     free(text);
     return 0;
 }
