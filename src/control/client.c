@@ -13,14 +13,56 @@
 #include "base/util.h"
 #include "control/qmp.h"
 
+/* What a terminal obeys: C0, DEL, and C1, which is two bytes of UTF-8. @return how many */
+static size_t control_length(const char *text)
+{
+    uint8_t first = (uint8_t)text[0], second = first ? (uint8_t)text[1] : 0;
+
+    if (first == 0xc2 && second >= 0x80 && second < 0xa0)
+        return 2;
+    return first < 0x20 || first == 0x7f;
+}
+
+static void make_text_printable(json_t *string)
+{
+    CLEANUP_FREE char *text = strdup(json_string_value(string));
+    bool changed = false;
+
+    for (char *at = text; *at;) {
+        size_t length = control_length(at);
+
+        memset(at, '?', length);
+        changed |= length > 0;
+        at += MAX(length, (size_t)1);
+    }
+    if (changed)
+        json_string_set(string, text);
+}
+
+/* Much of what the process says is shown to the operator; it shall not write on the terminal what
+ * it likes. Not deep: json_stream sees to that. */
+static void make_printable(json_t *value)
+{
+    const char *key;
+    json_t *member;
+    size_t i;
+
+    if (json_is_string(value))
+        make_text_printable(value);
+    json_array_foreach(value, i, member) make_printable(member);
+    json_object_foreach(value, key, member) make_printable(member);
+}
+
 static void on_value(void *opaque, json_t *value, const char *problem)
 {
     struct client *client = opaque;
 
-    if (value == NULL || !json_is_object(value))
+    if (value == NULL || !json_is_object(value)) {
         client->broken = true;
-    else
-        json_array_append(client->messages, value);
+        return;
+    }
+    make_printable(value);
+    json_array_append(client->messages, value);
 }
 
 /* Reads what is there. @return 0, or when there is nothing; -EPIPE; -EPROTO */
