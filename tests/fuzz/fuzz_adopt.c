@@ -1,0 +1,678 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Fuzz target: a whole machine that a hostile peer hands over: its facts, its descriptors and its
+ * state, again and again as in rehearsal and switch. All of machine/ and below is the real code;
+ * the kernel (KVM, iommufd, containers, VFIO) is ioctl() and what it needs of open() and fstat().
+ *
+ * The input: a byte that says what the guest has, one that says what kind of devices these are
+ * (fake_device.h), one with the number of lies before the machine is adopted, then lies of 14
+ * bytes: what about, log2 of the size, offset (4 bytes), value (8 bytes). Those after that number
+ * are about the state, and after each of them it is loaded.
+ *
+ * What must hold: whatever the peer says, nothing of what it has handed over is changed before the
+ * guest is this process's, but for who owns the mappings; KVM gets no memory over other memory, and
+ * the IOMMU nothing over the guest's; a refusal says why, and who does not lie is not refused; a
+ * machine that was adopted describes itself as the peer did; and in the end no descriptor is left.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <linux/memfd.h>
+#include <linux/vfio.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "fake_device.h"
+#include "fuzz.h"
+#include "iommu/uapi_compat.h"
+#include "machine/internal.h"
+#include "memory/layout.h"
+
+#define GUEST_DEVICES  0x0fu /* a bit for each of devices[] */
+#define GUEST_TWO_CPUS 0x10u
+#define GUEST_CONSOLE  0x60u /* one of consoles[] */
+
+#define LIE_BYTES   14u
+#define RAM_SIZE    (4 * MIB)
+#define STREAM_ROOM MIB
+#define VCPU_ROOM   (3 * PAGE_SIZE)
+#define VECTORS     4u /* of each device */
+
+/* --- the kernel ---------------------------------------------------------------------------- */
+
+/* What can be handed over. Which of them a descriptor is, its inode says. */
+enum object { RAM, KERNEL_FILE, IOMMUFD, CONTAINER, GROUP, DEVICE, OBJECTS };
+
+static struct {
+    int objects[OBJECTS];
+    ino_t inodes[OBJECTS];
+    bool live; /* the guest is this process's */
+    struct kvm_userspace_memory_region slots[KVM_SLOTS_MAX];
+} kernel;
+
+static int new_file(size_t size, unsigned flags)
+{
+    int fd = memfd_create("object", MFD_CLOEXEC | flags);
+
+    assert(fd >= 0);
+    if (ftruncate(fd, (off_t)size) < 0)
+        abort();
+    return fd;
+}
+
+static ino_t inode_of(int fd)
+{
+    struct stat status = {0};
+
+    return syscall(SYS_fstat, fd, &status) == 0 ? status.st_ino : 0;
+}
+
+static bool is_object(int fd, enum object object)
+{
+    return inode_of(fd) == kernel.inodes[object];
+}
+
+/* A device is a memfd here, and a character device to those who look. */
+int fstat(int fd, struct stat *status)
+{
+    int result = (int)syscall(SYS_fstat, fd, status);
+
+    if (result == 0 && kernel.inodes[DEVICE] != 0 && status->st_ino == kernel.inodes[DEVICE])
+        status->st_mode = S_IFCHR;
+    return result;
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list arguments;
+    mode_t mode;
+
+    if (strcmp(path, "/dev/kvm") == 0)
+        return new_file(0, 0);
+    va_start(arguments, flags);
+    mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+static int refuse(int code)
+{
+    errno = code;
+    return -1;
+}
+
+static int set_memory(const struct kvm_userspace_memory_region *region)
+{
+    assert(region->slot < KVM_SLOTS_MAX);
+    for (unsigned i = 0; region->memory_size != 0 && i < KVM_SLOTS_MAX; i++) {
+        const struct kvm_userspace_memory_region *other = &kernel.slots[i];
+
+        if (other->memory_size != 0 && ranges_overlap(region->guest_phys_addr, region->memory_size,
+                                                      other->guest_phys_addr, other->memory_size))
+            return refuse(EEXIST);
+    }
+    kernel.slots[region->slot] = *region;
+    return 0;
+}
+
+/* As much of CPUID and MSRs as somebody looks at. */
+static int get_indices(struct kvm_msr_list *list)
+{
+    assert(list->nmsrs >= 1);
+    list->nmsrs = 1;
+    list->indices[0] = 0x6e0; /* the TSC deadline */
+    return 0;
+}
+
+static int check_extension(unsigned long extension)
+{
+    switch (extension) {
+    case KVM_CAP_XSAVE2:
+        return sizeof(struct kvm_xsave);
+    case KVM_CAP_NESTED_STATE:
+        return 0;
+    default:
+        return 1;
+    }
+}
+
+/* KVM takes any state: it is its own affair. */
+static int kvm_ioctl(unsigned long request, void *argument)
+{
+    switch (request) {
+    case KVM_GET_API_VERSION:
+        return KVM_API_VERSION;
+    case KVM_CHECK_EXTENSION:
+        return check_extension((unsigned long)argument);
+    case KVM_CREATE_VM:
+        memset(kernel.slots, 0, sizeof(kernel.slots));
+        return new_file(0, 0);
+    case KVM_GET_VCPU_MMAP_SIZE:
+        return VCPU_ROOM;
+    case KVM_CREATE_VCPU:
+        return new_file(VCPU_ROOM, 0);
+    case KVM_CREATE_DEVICE:
+        ((struct kvm_create_device *)argument)->fd = (uint32_t)new_file(0, 0);
+        return 0;
+    case KVM_SET_USER_MEMORY_REGION:
+        return set_memory(argument);
+    case KVM_GET_MSR_INDEX_LIST:
+        return get_indices(argument);
+    case KVM_GET_MSRS:
+    case KVM_SET_MSRS:
+        return (int)((struct kvm_msrs *)argument)->nmsrs;
+    case KVM_RUN:
+        abort();
+    default:
+        return 0;
+    }
+}
+
+/* The guest's memory is where the peer has mapped it, and all else is not there. */
+static void check_dma(uint64_t iova, uint64_t size, bool memory)
+{
+    assert(is_aligned(iova, PAGE_SIZE) && is_aligned(size, PAGE_SIZE) && size != 0);
+    assert(memory ? iova == 0 && size == RAM_SIZE : iova >= RAM_SIZE && kernel.live);
+}
+
+static int iommufd_ioctl(unsigned long request, void *argument)
+{
+    const struct uapi_ioas_change_process *change = argument;
+    const struct uapi_ioas_map_file *map = argument;
+    const struct uapi_ioas_unmap *unmap = argument;
+
+    switch (request) {
+    case UAPI_IOAS_CHANGE_PROCESS:
+        return change->reserved ? refuse(EOPNOTSUPP) : 0;
+    case UAPI_HWPT_GET_DIRTY:
+        return refuse(EINVAL);
+    case UAPI_IOAS_MAP_FILE:
+        check_dma(map->iova, map->length, false);
+        return 0;
+    case UAPI_IOAS_UNMAP:
+        check_dma(unmap->iova, unmap->length, false);
+        return 0;
+    case UAPI_IOMMU_DESTROY:
+        assert(kernel.live);
+        return 0;
+    default:
+        abort();
+    }
+}
+
+static int container_ioctl(unsigned long request, void *argument)
+{
+    const struct vfio_iommu_type1_dma_map *map = argument;
+    const struct vfio_iommu_type1_dma_unmap *unmap = argument;
+
+    switch (request) {
+    case VFIO_GET_API_VERSION:
+        return VFIO_API_VERSION;
+    case VFIO_CHECK_EXTENSION:
+        return 1;
+    case UAPI_IOAS_CHANGE_PROCESS:
+        return refuse(ENOTTY);
+    case VFIO_IOMMU_MAP_DMA:
+        check_dma(map->iova, map->size, map->iova == 0);
+        return 0;
+    case VFIO_IOMMU_UNMAP_DMA:
+        check_dma(unmap->iova, unmap->size, unmap->iova == 0);
+        return 0;
+    default:
+        abort();
+    }
+}
+
+static int device_ioctl(unsigned long request, void *argument)
+{
+    if (request == UAPI_VFIO_DEVICE_FEATURE)
+        return new_file(0, 0); /* a dma-buf */
+    assert(kernel.live ||
+           (request != VFIO_DEVICE_SET_IRQS && request != VFIO_DEVICE_RESET &&
+            request != UAPI_VFIO_BIND_IOMMUFD && request != UAPI_VFIO_ATTACH_IOMMUFD_PT));
+    return fake_device_ioctl(request, argument);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    va_list arguments;
+    void *argument;
+
+    va_start(arguments, request);
+    argument = va_arg(arguments, void *);
+    va_end(arguments);
+    if (_IOC_TYPE(request) == KVMIO)
+        return kvm_ioctl(request, argument);
+    if (is_object(fd, DEVICE))
+        return device_ioctl(request, argument);
+    if (is_object(fd, IOMMUFD))
+        return iommufd_ioctl(request, argument);
+    if (is_object(fd, CONTAINER))
+        return container_ioctl(request, argument);
+    if (!is_object(fd, GROUP) || request != VFIO_GROUP_GET_STATUS)
+        return refuse(ENOTTY); /* a lie */
+    ((struct vfio_group_status *)argument)->flags =
+        VFIO_GROUP_FLAGS_VIABLE | VFIO_GROUP_FLAGS_CONTAINER_SET;
+    return 0;
+}
+
+static void make_kernel(uint8_t kind)
+{
+    fake_device_make(kind, VECTORS, 1);
+    fake_device.lied_to = true;
+    kernel.live = false;
+    if (kernel.inodes[RAM] != 0)
+        return;
+    kernel.objects[RAM] = new_file(RAM_SIZE, MFD_ALLOW_SEALING);
+    fcntl(kernel.objects[RAM], F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+    for (enum object i = KERNEL_FILE; i < DEVICE; i++)
+        kernel.objects[i] = new_file(0, 0);
+    kernel.objects[DEVICE] = fake_device.fd;
+    for (enum object i = 0; i < OBJECTS; i++)
+        kernel.inodes[i] = inode_of(kernel.objects[i]);
+}
+
+/* --- the peer, as it is before it lies ----------------------------------------------------- */
+
+struct peer {
+    struct config config;
+    struct machine_facts facts;
+    struct fdset fds;
+    bool lies;
+};
+
+static const struct {
+    const char *option;
+    const char *container, *ioas; /* NULL: the other back end's */
+    uint32_t hwpt, group;
+} devices[] = {
+    {"vfio-pci,host=ffff:1f:1f.0,id=a,iommufd=io", .ioas = "", .hwpt = 11},
+    {"vfio-pci,host=ffff:1f:1f.1,id=b,iommufd=io,ioas=second,hwpt=own", .ioas = "second",
+     .hwpt = 12},
+    {"vfio-pci,host=ffff:1f:1f.2,id=c", .container = "", .group = 7},
+    {"vfio-pci,host=ffff:1f:1f.3,id=d,container=other,p2p=off", .container = "other", .group = 8},
+};
+
+static const char *const consoles[] = {"none", "stdio", "pty", "unix:/nowhere,server=on"};
+
+static void define_guest(struct config *config, uint8_t what)
+{
+    const char *words[32] = {"-m",      "4M", "-kernel", "k",     "-object", "iommufd,id=io",
+                             "-serial", "",   "-smp",    "cpus=1"};
+    struct error error = {0};
+    int count = 10, result;
+
+    words[7] = consoles[(what & GUEST_CONSOLE) / 0x20];
+    if (what & GUEST_TWO_CPUS)
+        words[9] = "cpus=2";
+    for (size_t i = 0; i < ARRAY_SIZE(devices); i++) {
+        if (!(what & 1u << i))
+            continue;
+        words[count++] = "-device";
+        words[count++] = devices[i].option;
+    }
+    result = config_parse(config, count, words, &error);
+    assert(result == 0);
+}
+
+static void give(struct peer *peer, int fd, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void give(struct peer *peer, int fd, const char *format, ...)
+{
+    char name[FDSET_NAME_SIZE];
+    struct error error = {0};
+    va_list arguments;
+    int result;
+
+    va_start(arguments, format);
+    vsnprintf(name, sizeof(name), format, arguments);
+    va_end(arguments);
+    result = fdset_add(&peer->fds, fcntl(fd, F_DUPFD_CLOEXEC, 0), name, &error);
+    assert(result == 0);
+}
+
+static struct iommu_facts *add_space(struct peer *peer, enum iommu_backend backend, const char *id,
+                                     const char *ioas)
+{
+    struct iommu_facts *facts = &peer->facts.spaces[peer->facts.space_count++];
+
+    facts->backend = (uint8_t)backend;
+    facts->ioas_id = peer->facts.space_count;
+    snprintf(facts->id, sizeof(facts->id), "%s", id);
+    snprintf(facts->ioas, sizeof(facts->ioas), "%s", ioas);
+    facts->mapping_count = 1;
+    facts->mappings[0].size = RAM_SIZE;
+    return facts;
+}
+
+static void describe_space(struct peer *peer, size_t device)
+{
+    struct iommu_facts *facts;
+
+    if (devices[device].ioas) {
+        facts = devices[device].ioas[0]
+                    ? add_space(peer, IOMMU_BACKEND_IOMMUFD, "io", devices[device].ioas)
+                    : &peer->facts.spaces[0];
+        facts->hwpts[facts->hwpt_count++] = (struct iommu_hwpt){.id = devices[device].hwpt};
+        return;
+    }
+    give(peer, kernel.objects[CONTAINER], "iommu/container/%u", peer->facts.space_count);
+    give(peer, kernel.objects[GROUP], "iommu/group/%u", devices[device].group);
+    facts = add_space(peer, IOMMU_BACKEND_TYPE1, devices[device].container, "");
+    facts->groups[facts->group_count++].number = devices[device].group;
+}
+
+static void describe_device(struct peer *peer, unsigned index, size_t device)
+{
+    static const char *const others[] = {"intx/trigger", "intx/resample", "error", "request"};
+    const char *id = peer->config.devices[index].id;
+    CLEANUP_CLOSE int signal = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+    peer->facts.devices[index] = (struct vfio_pci_facts){.devid = 30 + index,
+                                                         .group = devices[device].group,
+                                                         .hwpt = devices[device].hwpt,
+                                                         .vector_count = VECTORS,
+                                                         .rom_size = 0x1800};
+    describe_space(peer, device);
+    give(peer, kernel.objects[DEVICE], "vfio/%s/device", id);
+    for (unsigned i = 0; i < VECTORS; i++)
+        give(peer, signal, "vfio/%s/irq/%u", id, i);
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+        give(peer, signal, "vfio/%s/%s", id, others[i]);
+}
+
+static void describe_cpuid(struct kvm_cpuid_table *table)
+{
+    const struct kvm_cpuid_entry2 entries[] = {{.function = 1},
+                                               {.function = 0x80000008, .eax = 40}};
+
+    memcpy(table->entries, entries, sizeof(entries));
+    table->length = sizeof(entries);
+}
+
+static void make_peer(struct peer *peer, uint8_t what)
+{
+    static const char *const consoles_fds[] = {"in", "out", "pty", "listener", "client"};
+    CLEANUP_CLOSE int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+    unsigned index = 0;
+
+    memset(peer, 0, sizeof(*peer));
+    define_guest(&peer->config, what);
+    describe_cpuid(&peer->facts.cpuid);
+    give(peer, kernel.objects[RAM], "ram/0");
+    give(peer, kernel.objects[KERNEL_FILE], "boot/kernel");
+    give(peer, kernel.objects[IOMMUFD], "iommu/io");
+    for (size_t i = 0; i < ARRAY_SIZE(consoles_fds); i++)
+        give(peer, nothing, "chardev/serial0/%s", consoles_fds[i]);
+    add_space(peer, IOMMU_BACKEND_IOMMUFD, "io", "");
+    for (size_t i = 0; i < ARRAY_SIZE(devices); i++) {
+        if (what & 1u << i)
+            describe_device(peer, index++, i);
+    }
+}
+
+/* --- lies ---------------------------------------------------------------------------------- */
+
+struct lie {
+    uint8_t what;
+    unsigned size; /* 1, 2, 4 or 8 */
+    uint32_t offset;
+    uint64_t value;
+};
+
+static struct lie read_lie(const uint8_t *data)
+{
+    struct lie lie = {.what = data[0], .size = 1u << (data[1] % 4)};
+
+    memcpy(&lie.offset, data + 2, sizeof(lie.offset));
+    memcpy(&lie.value, data + 6, sizeof(lie.value));
+    return lie;
+}
+
+/* What a writer would take for its own mistake, no peer can send. */
+static void limit_counts(const struct state_field *fields, uint8_t *base)
+{
+    for (; fields->name; fields++) {
+        uint32_t count;
+
+        if (fields->capacity == 0)
+            continue;
+        memcpy(&count, base + fields->length_offset, sizeof(count));
+        count = MIN(count, (uint32_t)fields->capacity);
+        memcpy(base + fields->length_offset, &count, sizeof(count));
+        for (uint32_t i = 0; fields->kind == STATE_KIND_ARRAY && i < count; i++)
+            limit_counts(fields->fields, base + fields->offset + i * fields->size);
+    }
+}
+
+static void twist(const struct state_type *type, void *object, const struct lie *lie)
+{
+    size_t offset = lie->offset % type->size;
+
+    memcpy((uint8_t *)object + offset, &lie->value, MIN((size_t)lie->size, type->size - offset));
+    limit_counts(type->fields, object);
+}
+
+/* Two descriptors change places; or one is something else, or gets lost. */
+static void twist_descriptors(struct peer *peer, const struct lie *lie)
+{
+    struct fdset_entry *entry = &peer->fds.entries[lie->offset % peer->fds.count];
+    struct fdset_entry *other = &peer->fds.entries[lie->value % peer->fds.count];
+    int fd = entry->fd;
+
+    if (lie->size == 1) {
+        entry->fd = other->fd;
+        other->fd = fd;
+    } else if (lie->size == 2) {
+        dup3(kernel.objects[lie->value % OBJECTS], fd, O_CLOEXEC);
+    } else {
+        snprintf(entry->name, sizeof(entry->name), "lost/%u", (unsigned)fd);
+    }
+}
+
+static void tell(struct peer *peer, const struct lie *lie)
+{
+    struct machine_facts *facts = &peer->facts;
+
+    peer->lies = true;
+    switch (lie->what % 5) {
+    case 0:
+        twist(&iommu_facts_type, &facts->spaces[lie->what / 5 % IOMMU_SPACES_MAX], lie);
+        break;
+    case 1:
+        twist(&vfio_pci_facts_type, &facts->devices[lie->what / 5 % CONFIG_DEVICES_MAX], lie);
+        break;
+    case 2:
+        twist(&kvm_cpuid_type, &facts->cpuid, lie);
+        break;
+    case 3:
+        twist_descriptors(peer, lie);
+        break;
+    case 4:
+        facts->space_count = lie->offset % (IOMMU_SPACES_MAX + 1);
+        break;
+    }
+}
+
+/* --- the machine --------------------------------------------------------------------------- */
+
+static void check_error(int result, const struct error *error)
+{
+    assert(result == 0 || (result == -error->code && error->message[0] != '\0'));
+}
+
+/* @return whether the reader has taken what the peer says */
+static bool send_facts(const struct peer *peer, struct machine_facts *facts)
+{
+    static uint8_t stream[STREAM_ROOM];
+    struct error error = {0};
+    size_t length;
+    int result =
+        machine_write_facts(&peer->config, &peer->facts, stream, sizeof(stream), &length, &error);
+
+    if (result < 0)
+        return false; /* what is no text, no peer sends */
+    result = machine_read_facts(&peer->config, facts, stream, length, &error);
+    check_error(result, &error);
+    return result == 0;
+}
+
+/* What is handed over on is what was handed over, but for whose it is. */
+static void check_description(struct machine *machine, const struct machine_facts *facts)
+{
+    static struct machine_facts again;
+    struct error error = {0};
+    struct fdset fds = {0};
+    int result;
+
+    memset(&again, 0, sizeof(again));
+    result = machine_describe(machine, &again, &fds, &error);
+    assert(result == 0 && again.space_count == facts->space_count);
+    for (uint32_t i = 0; i < again.space_count; i++) {
+        again.spaces[i].owner_uid = facts->spaces[i].owner_uid;
+        assert(memcmp(&again.spaces[i], &facts->spaces[i], sizeof(again.spaces[i])) == 0);
+    }
+    assert(memcmp(&again.cpuid, &facts->cpuid, sizeof(again.cpuid)) == 0);
+    fdset_clear(&fds);
+}
+
+/* Loads what the machine has, with a lie in it. @return whether this process would go on */
+static bool load(struct machine *machine, const struct lie *lie)
+{
+    static uint8_t stream[STREAM_ROOM];
+    size_t chosen = lie->what % machine->target_count;
+    const struct state_type *type = machine->targets[chosen].type;
+    CLEANUP_FREE void *twisted = xcalloc(1, type->size);
+    struct state_writer writer;
+    struct error error = {0};
+    size_t length;
+    int result;
+
+    memcpy(twisted, machine->targets[chosen].object, type->size);
+    twist(type, twisted, lie);
+    state_writer_init(&writer, stream, sizeof(stream));
+    for (size_t i = 0; i < machine->target_count; i++) {
+        const struct state_target *target = &machine->targets[i];
+
+        state_write(&writer, target->id, target->type, i == chosen ? twisted : target->object,
+                    true);
+    }
+    if (state_writer_finish(&writer, &length, &error) < 0)
+        return true;
+    result = machine_load(machine, stream, length, &error);
+    check_error(result, &error);
+    return result == 0;
+}
+
+/* Everything from the ownership of the mappings on, but that the guest does not run. */
+static void take_over(struct machine *machine)
+{
+    struct error error = {0};
+    int result = machine_probe_ownership(machine, &error);
+
+    if (result == 0)
+        result = machine_take_ownership(machine, &error);
+    check_error(result, &error);
+    if (result < 0)
+        return;
+    kernel.live = true;
+    iommu_set_set_live(machine->spaces, true);
+    result = machine_set_delivery(machine, KVM_IRQ_PROXY, &error);
+    check_error(result, &error);
+    result = machine_set_delivery(machine, KVM_IRQ_KERNEL, &error);
+    check_error(result, &error);
+    machine_settle_peers(machine);
+}
+
+static void run(struct machine *machine, const struct machine_facts *facts, const uint8_t *data,
+                size_t size)
+{
+    struct error error = {0};
+    bool good = true;
+    size_t length;
+    int result;
+    CLEANUP_FREE uint8_t *stream = xcalloc(1, machine_state_capacity(&machine->config));
+
+    check_description(machine, facts);
+    result =
+        machine_save(machine, stream, machine_state_capacity(&machine->config), &length, &error);
+    assert(result == 0);
+    for (; good && size >= LIE_BYTES; data += LIE_BYTES, size -= LIE_BYTES) {
+        struct lie lie = read_lie(data);
+
+        good = load(machine, &lie);
+    }
+    check_description(machine, facts);
+    if (good)
+        take_over(machine);
+    machine_release(machine, !kernel.live);
+}
+
+static int first_free(void)
+{
+    int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
+
+    close(fd);
+    return fd;
+}
+
+static bool has_both_back_ends(void)
+{
+    return iommu_built_in(IOMMU_BACKEND_IOMMUFD) && iommu_built_in(IOMMU_BACKEND_TYPE1);
+}
+
+static void adopt(struct peer *peer, const uint8_t *data, size_t size)
+{
+    static struct machine_facts facts;
+    const struct config given = {.incoming = true};
+    struct error error = {0};
+    struct machine *machine;
+    sd_event *loop = NULL;
+    int result;
+
+    memset(&facts, 0, sizeof(facts));
+    if (!send_facts(peer, &facts)) {
+        assert(peer->lies);
+        return;
+    }
+    result = sd_event_new(&loop);
+    assert(result >= 0);
+    result = machine_adopt(&machine, &peer->config, &given, &facts, &peer->fds, loop, &error);
+    check_error(result, &error);
+    assert(result == 0 || peer->lies || !has_both_back_ends());
+    if (result == 0)
+        run(machine, &facts, data, size);
+    sd_event_unref(loop);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct peer peer;
+    size_t lies, at = 3;
+    int before;
+
+    if (size < at)
+        return 0;
+    log_configure(LOG_LEVEL_ERROR, NULL);
+    make_kernel(data[1]);
+    before = first_free();
+    make_peer(&peer, data[0]);
+    for (lies = data[2]; lies > 0 && size - at >= LIE_BYTES; lies--, at += LIE_BYTES) {
+        struct lie lie = read_lie(data + at);
+
+        tell(&peer, &lie);
+    }
+    adopt(&peer, data + at, size - at);
+    fdset_clear(&peer.fds);
+    assert(first_free() == before);
+    return 0;
+}
