@@ -7,7 +7,7 @@
  * The input: a byte that says what the guest has, one that says what kind of devices these are
  * (fake_device.h), one with the number of lies before the machine is adopted, then lies of 14
  * bytes: what about, log2 of the size, offset (4 bytes), value (8 bytes). Those after that number
- * are about the state, and after each of them it is loaded.
+ * are about the state, which is loaded after each of them, unless more are to come first.
  *
  * What must hold: whatever the peer says, nothing of what it has handed over is changed before the
  * guest is this process's, but for who owns the mappings; KVM gets no memory over other memory, and
@@ -41,6 +41,7 @@
 #define GUEST_CONSOLE  0x60u /* one of consoles[] */
 
 #define LIE_BYTES   14u
+#define MORE_LIES   0x80u /* before the state is loaded */
 #define RAM_SIZE    (4 * MIB)
 #define STREAM_ROOM MIB
 #define VCPU_ROOM   (3 * PAGE_SIZE)
@@ -545,29 +546,39 @@ static void check_description(struct machine *machine, const struct machine_fact
     fdset_clear(&fds);
 }
 
-/* Loads what the machine has, with a lie in it. @return whether this process would go on */
-static bool load(struct machine *machine, const struct lie *lie)
+/* What the peer says of the machine's state: a copy of each object that state is loaded into. */
+static void **copy_state(const struct machine *machine)
+{
+    void **objects = xcalloc(machine->target_count, sizeof(*objects));
+
+    for (size_t i = 0; i < machine->target_count; i++) {
+        objects[i] = xcalloc(1, machine->targets[i].type->size);
+        memcpy(objects[i], machine->targets[i].object, machine->targets[i].type->size);
+    }
+    return objects;
+}
+
+static void free_state(const struct machine *machine, void **objects)
+{
+    for (size_t i = 0; i < machine->target_count; i++)
+        free(objects[i]);
+    free(objects);
+}
+
+/* @return whether this process would go on */
+static bool load(struct machine *machine, void **objects)
 {
     static uint8_t stream[STREAM_ROOM];
-    size_t chosen = lie->what % machine->target_count;
-    const struct state_type *type = machine->targets[chosen].type;
-    CLEANUP_FREE void *twisted = xcalloc(1, type->size);
     struct state_writer writer;
     struct error error = {0};
     size_t length;
     int result;
 
-    memcpy(twisted, machine->targets[chosen].object, type->size);
-    twist(type, twisted, lie);
     state_writer_init(&writer, stream, sizeof(stream));
-    for (size_t i = 0; i < machine->target_count; i++) {
-        const struct state_target *target = &machine->targets[i];
-
-        state_write(&writer, target->id, target->type, i == chosen ? twisted : target->object,
-                    true);
-    }
+    for (size_t i = 0; i < machine->target_count; i++)
+        state_write(&writer, machine->targets[i].id, machine->targets[i].type, objects[i], true);
     if (state_writer_finish(&writer, &length, &error) < 0)
-        return true;
+        return false;
     result = machine_load(machine, stream, length, &error);
     check_error(result, &error);
     return result == 0;
@@ -593,27 +604,36 @@ static void take_over(struct machine *machine)
     machine_settle_peers(machine);
 }
 
+static bool load_all(struct machine *machine, const uint8_t *data, size_t size)
+{
+    void **objects = copy_state(machine);
+    bool good = load(machine, objects);
+
+    assert(good);
+    for (; good && size >= LIE_BYTES; data += LIE_BYTES, size -= LIE_BYTES) {
+        struct lie lie = read_lie(data);
+        size_t index = lie.what % 0x80 % machine->target_count;
+
+        twist(machine->targets[index].type, objects[index], &lie);
+        if (!(lie.what & MORE_LIES))
+            good = load(machine, objects);
+    }
+    free_state(machine, objects);
+    return good;
+}
+
 static void run(struct machine *machine, const struct machine_facts *facts, const uint8_t *data,
                 size_t size)
 {
+    size_t capacity = machine_state_capacity(&machine->config), length;
+    CLEANUP_FREE uint8_t *stream = xcalloc(1, capacity);
     struct error error = {0};
-    bool good = true;
-    size_t length;
-    int result;
-    CLEANUP_FREE uint8_t *stream = xcalloc(1, machine_state_capacity(&machine->config));
+    int result = machine_save(machine, stream, capacity, &length, &error);
 
-    check_description(machine, facts);
-    result =
-        machine_save(machine, stream, machine_state_capacity(&machine->config), &length, &error);
     assert(result == 0);
-    for (; good && size >= LIE_BYTES; data += LIE_BYTES, size -= LIE_BYTES) {
-        struct lie lie = read_lie(data);
-
-        good = load(machine, &lie);
-    }
-    check_description(machine, facts);
-    if (good)
+    if (load_all(machine, data, size))
         take_over(machine);
+    check_description(machine, facts);
     machine_release(machine, !kernel.live);
 }
 
