@@ -2,7 +2,7 @@
  *
  * Fuzz target: a whole machine that a hostile peer hands over: its facts, its descriptors and its
  * state, again and again as in rehearsal and switch. All of machine/ and below is the real code;
- * the kernel (KVM, iommufd, containers, VFIO) is ioctl() and what it needs of open() and fstat().
+ * the kernel is fake_kernel.h's.
  *
  * The input: a byte that says what the guest has, one that says what kind of devices these are
  * (fake_device.h), one with the number of lies before the machine is adopted, then lies of 14
@@ -10,31 +10,22 @@
  * are about the state, which is loaded after each of them, unless more are to come first.
  *
  * What must hold: whatever the peer says, nothing of what it has handed over is changed before the
- * guest is this process's, but for who owns the mappings; KVM gets no memory over other memory, and
- * the IOMMU nothing over the guest's; a refusal says why, and who does not lie is not refused; a
- * machine that was adopted describes itself as the peer did; and in the end no descriptor is left.
+ * guest is this process's, but for who owns the mappings; the IOMMU maps nothing over the guest's
+ * memory; a refusal says why, and who does not lie is not refused; a machine that was adopted
+ * describes itself as the peer did; and in the end no descriptor is left.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <linux/memfd.h>
-#include <linux/vfio.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include "base/log.h"
 #include "base/util.h"
-#include "fake_device.h"
+#include "fake_kernel.h"
 #include "fuzz.h"
-#include "iommu/uapi_compat.h"
 #include "machine/internal.h"
-#include "memory/layout.h"
 
 #define GUEST_DEVICES  0x0fu /* a bit for each of devices[] */
 #define GUEST_TWO_CPUS 0x10u
@@ -42,244 +33,7 @@
 
 #define LIE_BYTES   14u
 #define MORE_LIES   0x80u /* before the state is loaded */
-#define RAM_SIZE    (4 * MIB)
 #define STREAM_ROOM MIB
-#define VCPU_ROOM   (3 * PAGE_SIZE)
-#define VECTORS     4u /* of each device */
-
-/* --- the kernel ---------------------------------------------------------------------------- */
-
-/* What can be handed over. Which of them a descriptor is, its inode says. */
-enum object { RAM, KERNEL_FILE, IOMMUFD, CONTAINER, GROUP, DEVICE, OBJECTS };
-
-static struct {
-    int objects[OBJECTS];
-    ino_t inodes[OBJECTS];
-    bool live; /* the guest is this process's */
-    struct kvm_userspace_memory_region slots[KVM_SLOTS_MAX];
-} kernel;
-
-static int new_file(size_t size, unsigned flags)
-{
-    int fd = memfd_create("object", MFD_CLOEXEC | flags);
-
-    assert(fd >= 0);
-    if (ftruncate(fd, (off_t)size) < 0)
-        abort();
-    return fd;
-}
-
-static ino_t inode_of(int fd)
-{
-    struct stat status = {0};
-
-    return syscall(SYS_fstat, fd, &status) == 0 ? status.st_ino : 0;
-}
-
-static bool is_object(int fd, enum object object)
-{
-    return inode_of(fd) == kernel.inodes[object];
-}
-
-/* A device is a memfd here, and a character device to those who look. */
-int fstat(int fd, struct stat *status)
-{
-    int result = (int)syscall(SYS_fstat, fd, status);
-
-    if (result == 0 && kernel.inodes[DEVICE] != 0 && status->st_ino == kernel.inodes[DEVICE])
-        status->st_mode = S_IFCHR;
-    return result;
-}
-
-int open(const char *path, int flags, ...)
-{
-    va_list arguments;
-    mode_t mode;
-
-    if (strcmp(path, "/dev/kvm") == 0)
-        return new_file(0, 0);
-    va_start(arguments, flags);
-    mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
-    va_end(arguments);
-    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
-}
-
-static int refuse(int code)
-{
-    errno = code;
-    return -1;
-}
-
-static int set_memory(const struct kvm_userspace_memory_region *region)
-{
-    assert(region->slot < KVM_SLOTS_MAX);
-    for (unsigned i = 0; region->memory_size != 0 && i < KVM_SLOTS_MAX; i++) {
-        const struct kvm_userspace_memory_region *other = &kernel.slots[i];
-
-        if (other->memory_size != 0 && ranges_overlap(region->guest_phys_addr, region->memory_size,
-                                                      other->guest_phys_addr, other->memory_size))
-            return refuse(EEXIST);
-    }
-    kernel.slots[region->slot] = *region;
-    return 0;
-}
-
-/* As much of CPUID and MSRs as somebody looks at. */
-static int get_indices(struct kvm_msr_list *list)
-{
-    assert(list->nmsrs >= 1);
-    list->nmsrs = 1;
-    list->indices[0] = 0x6e0; /* the TSC deadline */
-    return 0;
-}
-
-static int check_extension(unsigned long extension)
-{
-    switch (extension) {
-    case KVM_CAP_XSAVE2:
-        return sizeof(struct kvm_xsave);
-    case KVM_CAP_NESTED_STATE:
-        return 0;
-    default:
-        return 1;
-    }
-}
-
-/* KVM takes any state: it is its own affair. */
-static int kvm_ioctl(unsigned long request, void *argument)
-{
-    switch (request) {
-    case KVM_GET_API_VERSION:
-        return KVM_API_VERSION;
-    case KVM_CHECK_EXTENSION:
-        return check_extension((unsigned long)argument);
-    case KVM_CREATE_VM:
-        memset(kernel.slots, 0, sizeof(kernel.slots));
-        return new_file(0, 0);
-    case KVM_GET_VCPU_MMAP_SIZE:
-        return VCPU_ROOM;
-    case KVM_CREATE_VCPU:
-        return new_file(VCPU_ROOM, 0);
-    case KVM_CREATE_DEVICE:
-        ((struct kvm_create_device *)argument)->fd = (uint32_t)new_file(0, 0);
-        return 0;
-    case KVM_SET_USER_MEMORY_REGION:
-        return set_memory(argument);
-    case KVM_GET_MSR_INDEX_LIST:
-        return get_indices(argument);
-    case KVM_GET_MSRS:
-    case KVM_SET_MSRS:
-        return (int)((struct kvm_msrs *)argument)->nmsrs;
-    case KVM_RUN:
-        abort();
-    default:
-        return 0;
-    }
-}
-
-/* The guest's memory is where the peer has mapped it, and all else is not there. */
-static void check_dma(uint64_t iova, uint64_t size, bool memory)
-{
-    assert(is_aligned(iova, PAGE_SIZE) && is_aligned(size, PAGE_SIZE) && size != 0);
-    assert(memory ? iova == 0 && size == RAM_SIZE : iova >= RAM_SIZE && kernel.live);
-}
-
-static int iommufd_ioctl(unsigned long request, void *argument)
-{
-    const struct uapi_ioas_change_process *change = argument;
-    const struct uapi_ioas_map_file *map = argument;
-    const struct uapi_ioas_unmap *unmap = argument;
-
-    switch (request) {
-    case UAPI_IOAS_CHANGE_PROCESS:
-        return change->reserved ? refuse(EOPNOTSUPP) : 0;
-    case UAPI_HWPT_GET_DIRTY:
-        return refuse(EINVAL);
-    case UAPI_IOAS_MAP_FILE:
-        check_dma(map->iova, map->length, false);
-        return 0;
-    case UAPI_IOAS_UNMAP:
-        check_dma(unmap->iova, unmap->length, false);
-        return 0;
-    case UAPI_IOMMU_DESTROY:
-        assert(kernel.live);
-        return 0;
-    default:
-        abort();
-    }
-}
-
-static int container_ioctl(unsigned long request, void *argument)
-{
-    const struct vfio_iommu_type1_dma_map *map = argument;
-    const struct vfio_iommu_type1_dma_unmap *unmap = argument;
-
-    switch (request) {
-    case VFIO_GET_API_VERSION:
-        return VFIO_API_VERSION;
-    case VFIO_CHECK_EXTENSION:
-        return 1;
-    case UAPI_IOAS_CHANGE_PROCESS:
-        return refuse(ENOTTY);
-    case VFIO_IOMMU_MAP_DMA:
-        check_dma(map->iova, map->size, map->iova == 0);
-        return 0;
-    case VFIO_IOMMU_UNMAP_DMA:
-        check_dma(unmap->iova, unmap->size, unmap->iova == 0);
-        return 0;
-    default:
-        abort();
-    }
-}
-
-static int device_ioctl(unsigned long request, void *argument)
-{
-    if (request == UAPI_VFIO_DEVICE_FEATURE)
-        return new_file(0, 0); /* a dma-buf */
-    assert(kernel.live ||
-           (request != VFIO_DEVICE_SET_IRQS && request != VFIO_DEVICE_RESET &&
-            request != UAPI_VFIO_BIND_IOMMUFD && request != UAPI_VFIO_ATTACH_IOMMUFD_PT));
-    return fake_device_ioctl(request, argument);
-}
-
-int ioctl(int fd, unsigned long request, ...)
-{
-    va_list arguments;
-    void *argument;
-
-    va_start(arguments, request);
-    argument = va_arg(arguments, void *);
-    va_end(arguments);
-    if (_IOC_TYPE(request) == KVMIO)
-        return kvm_ioctl(request, argument);
-    if (is_object(fd, DEVICE))
-        return device_ioctl(request, argument);
-    if (is_object(fd, IOMMUFD))
-        return iommufd_ioctl(request, argument);
-    if (is_object(fd, CONTAINER))
-        return container_ioctl(request, argument);
-    if (!is_object(fd, GROUP) || request != VFIO_GROUP_GET_STATUS)
-        return refuse(ENOTTY); /* a lie */
-    ((struct vfio_group_status *)argument)->flags =
-        VFIO_GROUP_FLAGS_VIABLE | VFIO_GROUP_FLAGS_CONTAINER_SET;
-    return 0;
-}
-
-static void make_kernel(uint8_t kind)
-{
-    fake_device_make(kind, VECTORS, 1);
-    fake_device.lied_to = true;
-    kernel.live = false;
-    if (kernel.inodes[RAM] != 0)
-        return;
-    kernel.objects[RAM] = new_file(RAM_SIZE, MFD_ALLOW_SEALING);
-    fcntl(kernel.objects[RAM], F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-    for (enum object i = KERNEL_FILE; i < DEVICE; i++)
-        kernel.objects[i] = new_file(0, 0);
-    kernel.objects[DEVICE] = fake_device.fd;
-    for (enum object i = 0; i < OBJECTS; i++)
-        kernel.inodes[i] = inode_of(kernel.objects[i]);
-}
 
 /* --- the peer, as it is before it lies ----------------------------------------------------- */
 
@@ -351,7 +105,7 @@ static struct iommu_facts *add_space(struct peer *peer, enum iommu_backend backe
     snprintf(facts->id, sizeof(facts->id), "%s", id);
     snprintf(facts->ioas, sizeof(facts->ioas), "%s", ioas);
     facts->mapping_count = 1;
-    facts->mappings[0].size = RAM_SIZE;
+    facts->mappings[0].size = FAKE_RAM_SIZE;
     return facts;
 }
 
@@ -366,8 +120,8 @@ static void describe_space(struct peer *peer, size_t device)
         facts->hwpts[facts->hwpt_count++] = (struct iommu_hwpt){.id = devices[device].hwpt};
         return;
     }
-    give(peer, kernel.objects[CONTAINER], "iommu/container/%u", peer->facts.space_count);
-    give(peer, kernel.objects[GROUP], "iommu/group/%u", devices[device].group);
+    give(peer, fake_kernel.objects[FAKE_CONTAINER], "iommu/container/%u", peer->facts.space_count);
+    give(peer, fake_kernel.objects[FAKE_GROUP], "iommu/group/%u", devices[device].group);
     facts = add_space(peer, IOMMU_BACKEND_TYPE1, devices[device].container, "");
     facts->groups[facts->group_count++].number = devices[device].group;
 }
@@ -381,11 +135,11 @@ static void describe_device(struct peer *peer, unsigned index, size_t device)
     peer->facts.devices[index] = (struct vfio_pci_facts){.devid = 30 + index,
                                                          .group = devices[device].group,
                                                          .hwpt = devices[device].hwpt,
-                                                         .vector_count = VECTORS,
+                                                         .vector_count = FAKE_VECTORS,
                                                          .rom_size = 0x1800};
     describe_space(peer, device);
-    give(peer, kernel.objects[DEVICE], "vfio/%s/device", id);
-    for (unsigned i = 0; i < VECTORS; i++)
+    give(peer, fake_kernel.objects[FAKE_DEVICE], "vfio/%s/device", id);
+    for (unsigned i = 0; i < FAKE_VECTORS; i++)
         give(peer, signal, "vfio/%s/irq/%u", id, i);
     for (size_t i = 0; i < ARRAY_SIZE(others); i++)
         give(peer, signal, "vfio/%s/%s", id, others[i]);
@@ -409,9 +163,9 @@ static void make_peer(struct peer *peer, uint8_t what)
     memset(peer, 0, sizeof(*peer));
     define_guest(&peer->config, what);
     describe_cpuid(&peer->facts.cpuid);
-    give(peer, kernel.objects[RAM], "ram/0");
-    give(peer, kernel.objects[KERNEL_FILE], "boot/kernel");
-    give(peer, kernel.objects[IOMMUFD], "iommu/io");
+    give(peer, fake_kernel.objects[FAKE_RAM], "ram/0");
+    give(peer, fake_kernel.objects[FAKE_FILE], "boot/kernel");
+    give(peer, fake_kernel.objects[FAKE_IOMMUFD], "iommu/io");
     for (size_t i = 0; i < ARRAY_SIZE(consoles_fds); i++)
         give(peer, nothing, "chardev/serial0/%s", consoles_fds[i]);
     add_space(peer, IOMMU_BACKEND_IOMMUFD, "io", "");
@@ -474,7 +228,7 @@ static void twist_descriptors(struct peer *peer, const struct lie *lie)
         entry->fd = other->fd;
         other->fd = fd;
     } else if (lie->size == 2) {
-        dup3(kernel.objects[lie->value % OBJECTS], fd, O_CLOEXEC);
+        dup3(fake_kernel.objects[lie->value % FAKE_OBJECTS], fd, O_CLOEXEC);
     } else {
         snprintf(entry->name, sizeof(entry->name), "lost/%u", (unsigned)fd);
     }
@@ -527,9 +281,11 @@ static bool send_facts(const struct peer *peer, struct machine_facts *facts)
     return result == 0;
 }
 
-/* What is handed over on is what was handed over, but for whose it is. */
+/* What is handed over on is what was handed over, but for whose it is; and each address space maps
+ * the guest's memory. */
 static void check_description(struct machine *machine, const struct machine_facts *facts)
 {
+    static const struct iommu_mapping memory = {.size = FAKE_RAM_SIZE};
     static struct machine_facts again;
     struct error error = {0};
     struct fdset fds = {0};
@@ -539,6 +295,8 @@ static void check_description(struct machine *machine, const struct machine_fact
     result = machine_describe(machine, &again, &fds, &error);
     assert(result == 0 && again.space_count == facts->space_count);
     for (uint32_t i = 0; i < again.space_count; i++) {
+        assert(again.spaces[i].mapping_count == 1 &&
+               memcmp(&again.spaces[i].mappings[0], &memory, sizeof(memory)) == 0);
         again.spaces[i].owner_uid = facts->spaces[i].owner_uid;
         assert(memcmp(&again.spaces[i], &facts->spaces[i], sizeof(again.spaces[i])) == 0);
     }
@@ -595,7 +353,7 @@ static void take_over(struct machine *machine)
     check_error(result, &error);
     if (result < 0)
         return;
-    kernel.live = true;
+    fake_kernel.live = true;
     iommu_set_set_live(machine->spaces, true);
     result = machine_set_delivery(machine, KVM_IRQ_PROXY, &error);
     check_error(result, &error);
@@ -634,15 +392,7 @@ static void run(struct machine *machine, const struct machine_facts *facts, cons
     if (load_all(machine, data, size))
         take_over(machine);
     check_description(machine, facts);
-    machine_release(machine, !kernel.live);
-}
-
-static int first_free(void)
-{
-    int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
-
-    close(fd);
-    return fd;
+    machine_release(machine, !fake_kernel.live);
 }
 
 static bool has_both_back_ends(void)
@@ -678,13 +428,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct peer peer;
     size_t lies, at = 3;
-    int before;
+    unsigned before;
 
     if (size < at)
         return 0;
     log_configure(LOG_LEVEL_ERROR, NULL);
-    make_kernel(data[1]);
-    before = first_free();
+    fake_kernel_make(data[1]);
+    before = fuzz_count_descriptors();
     make_peer(&peer, data[0]);
     for (lies = data[2]; lies > 0 && size - at >= LIE_BYTES; lies--, at += LIE_BYTES) {
         struct lie lie = read_lie(data + at);
@@ -693,6 +443,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     adopt(&peer, data + at, size - at);
     fdset_clear(&peer.fds);
-    assert(first_free() == before);
+    assert(fuzz_count_descriptors() == before);
     return 0;
 }

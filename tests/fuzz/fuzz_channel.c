@@ -133,14 +133,6 @@ static bool receive(struct channel *channel, struct hostile *hostile,
     return true;
 }
 
-static int first_free(void)
-{
-    int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
-
-    close(fd);
-    return fd;
-}
-
 static void run(struct input *input, struct hostile *hostile, struct channel_message *message)
 {
     struct error error = {0};
@@ -164,10 +156,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct hostile *hostile = xcalloc(1, sizeof(*hostile));
     struct channel_message *message = xcalloc(1, sizeof(*message));
     struct input input = {.data = data, .left = size};
-    int before = first_free();
+    unsigned before = fuzz_count_descriptors();
 
     run(&input, hostile, message);
-    assert(first_free() == before);
+    assert(fuzz_count_descriptors() == before);
     free(message);
     free(hostile);
     return 0;

@@ -10,7 +10,6 @@
  */
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
@@ -187,19 +186,11 @@ static void check_printed(const char *text, size_t size)
     }
 }
 
-static int first_free(void)
-{
-    int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
-
-    close(fd);
-    return fd;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     FILE *out = stdout, *err = stderr, *terminal;
     const char *text = (const char *)data;
-    int before = first_free();
+    unsigned before = fuzz_count_descriptors();
     size_t printed_size;
     char *printed;
 
@@ -225,6 +216,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(printed);
     close_fd(other.sockets[0]);
     close_fd(other.sockets[1]);
-    assert(first_free() == before);
+    assert(fuzz_count_descriptors() == before);
     return 0;
 }

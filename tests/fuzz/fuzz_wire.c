@@ -101,19 +101,11 @@ static int receive_descriptors(struct wire *wire, uint32_t count, struct error *
     return ret;
 }
 
-static int first_free(void)
-{
-    int fd = fcntl(STDIN_FILENO, F_DUPFD, 0);
-
-    close(fd);
-    return fd;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct channel channel = {.data = data, .left = size};
     struct wire *wire = xcalloc(1, sizeof(*wire));
-    int before = first_free();
+    unsigned before = fuzz_count_descriptors();
 
     wire->channel = &channel;
     while (channel.left >= HEADER_BYTES) {
@@ -129,7 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             ret = receive_descriptors(wire, 1 + receiver / 3, &error);
         assert(ret == 0 || (ret == -error.code && error.message[0] != '\0'));
         channel_message_close(&wire->message);
-        assert(first_free() == before);
+        assert(fuzz_count_descriptors() == before);
     }
     free(wire);
     return 0;
