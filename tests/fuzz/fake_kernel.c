@@ -111,7 +111,7 @@ static int check_extension(unsigned long extension)
     }
 }
 
-/* KVM takes any state: it is its own affair. */
+/* KVM takes any state, which is its own affair, and gives zeros. */
 static int kvm_ioctl(unsigned long request, void *argument)
 {
     switch (request) {
@@ -139,6 +139,8 @@ static int kvm_ioctl(unsigned long request, void *argument)
     case KVM_RUN:
         abort();
     default:
+        if (_IOC_DIR(request) & _IOC_READ)
+            memset(argument, 0, _IOC_SIZE(request));
         return 0;
     }
 }
