@@ -221,31 +221,37 @@ static int parse_channels(const json_t *channels, const char **path, struct erro
     return 0;
 }
 
-static int refuse_second(struct control *control, struct machine *machine, struct error *error)
+/* The one before has ended, or another is refused. One look decides, since its thread may end it at
+ * any moment; whoever waits for that hears of it before the next one begins. */
+static int end_previous(struct control *control, struct error *error)
 {
     struct blocker_list list = {0};
     struct update_report report;
-    int ret = 0;
+    int ret;
 
     update_report(control->update, &report);
-    if (update_is_under_way(report.status))
-        update_blockers(machine, control->update, &list);
-    /* None: it has ended since the report. */
-    if (list.count > 0)
-        ret = blocker_error(&list, EBUSY, error);
+    if (!update_is_under_way(report.status)) {
+        control_progress(control, &report);
+        return 0;
+    }
+    update_blockers(control->machine, &report, &list);
+    ret = blocker_error(&list, EBUSY, error);
     blocker_list_clear(&list);
     return ret;
 }
 
-static int start_update(struct control *control, struct machine *machine, const char *path,
-                        bool dry_run, struct error *error)
+static int start_update(struct control *control, const char *path, bool dry_run,
+                        struct error *error)
 {
     struct fdset fds = {0};
-    int ret = control->update ? refuse_second(control, machine, error) : 0;
+    struct machine *machine;
+    int ret = control->update ? end_previous(control, error) : 0;
 
     if (ret < 0)
         return error_prefix(error, "migrate: ");
-    update_destroy(STEAL_POINTER(control->update));
+    machine = guest(control, error);
+    if (machine == NULL)
+        return -error->code;
     control->report = (struct update_report){.status = UPDATE_NONE};
     ret = control_describe(control, &fds, error);
     if (ret == 0)
@@ -258,12 +264,9 @@ static int start_update(struct control *control, struct machine *machine, const 
 static int migrate(void *opaque, const json_t *arguments, json_t **result, struct error *error)
 {
     struct control *control = opaque;
-    struct machine *machine = guest(control, error);
     const char *path = NULL;
     int ret;
 
-    if (machine == NULL)
-        return -error->code;
     if (json_object_get(arguments, "uri"))
         return error_set(error, EINVAL,
                          "migrate: 'uri' cannot carry descriptors: give 'channels' "
@@ -275,8 +278,7 @@ static int migrate(void *opaque, const json_t *arguments, json_t **result, struc
     ret = parse_channels(json_object_get(arguments, "channels"), &path, error);
     if (ret < 0)
         return ret;
-    return start_update(control, machine, path, json_is_true(json_object_get(arguments, "dry-run")),
-                        error);
+    return start_update(control, path, json_is_true(json_object_get(arguments, "dry-run")), error);
 }
 
 static int migrate_cancel(void *opaque, const json_t *arguments, json_t **result,
@@ -384,7 +386,7 @@ static int query_migrate(void *opaque, const json_t *arguments, json_t **result,
     if (report.status != UPDATE_NONE)
         *result = describe_report(&report);
     if (machine)
-        update_blockers(machine, control->update, &list);
+        update_blockers(machine, &report, &list);
     if (list.count > 0) {
         if (*result == NULL)
             *result = json_object();

@@ -296,16 +296,13 @@ static void free_update(struct update *update)
     free(update);
 }
 
-void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+void update_blockers(struct machine *machine, const struct update_report *last,
+                     struct blocker_list *list)
 {
-    struct update_report report = {.status = UPDATE_NONE};
-
-    if (current)
-        update_report(current, &report);
-    if (update_is_under_way(report.status))
+    if (update_is_under_way(last->status))
         blocker_add(list, "guest",
-                    report.dry_run ? "a rehearsal is under way already"
-                                   : "a hand-over is under way already",
+                    last->dry_run ? "a rehearsal is under way already"
+                                  : "a hand-over is under way already",
                     "wait for its end, or end it with migrate_cancel");
     else
         machine_blockers(machine, list);

@@ -81,10 +81,11 @@ struct update;
 /**
  * Adds everything that is known to make a hand-over impossible now, with reasons and remedies.
  * Main thread. Changes nothing.
- * @param current the last hand-over that was started here, or NULL: one that is under way is the
- *                only blocker that is listed then, since the others cannot be asked for meanwhile
+ * @param last of the last hand-over that was started here: one that is under way is the only
+ *             blocker that is listed then, since the others cannot be asked for meanwhile
  */
-void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list);
+void update_blockers(struct machine *machine, const struct update_report *last,
+                     struct blocker_list *list);
 
 /**
  * Outgoing side: starts handing the guest over to the process that listens at @p path (a unix

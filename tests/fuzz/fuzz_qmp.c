@@ -162,10 +162,11 @@ void update_destroy(struct update *update)
     free(update);
 }
 
-void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+void update_blockers(struct machine *machine, const struct update_report *last,
+                     struct blocker_list *list)
 {
     change(machine, machine->status);
-    if (current && update_is_under_way(current->report.status))
+    if (update_is_under_way(last->status))
         blocker_add(list, "guest", "a hand-over is under way", "wait for its end");
     else if (machine->blocked)
         blocker_add(list, "device 'a'", "it has no name", "give it an id");

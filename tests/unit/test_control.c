@@ -38,7 +38,8 @@ struct update {
     struct update_report report;
     char path[128];
     unsigned descriptors;
-    bool cancelled, dry_run;
+    bool cancelled;
+    bool fails_after_look; /* its thread ends it just after it was looked at */
 };
 
 struct fixture {
@@ -147,9 +148,10 @@ bool update_is_under_way(enum update_status status)
     return status == UPDATE_SETUP || status == UPDATE_ACTIVE || status == UPDATE_DEVICE;
 }
 
-void update_blockers(struct machine *machine, struct update *current, struct blocker_list *list)
+void update_blockers(struct machine *machine, const struct update_report *last,
+                     struct blocker_list *list)
 {
-    if (current && update_is_under_way(current->report.status))
+    if (update_is_under_way(last->status))
         blocker_add(list, "guest", "one is under way", "wait");
     else if (machine->blocker)
         blocker_add(list, "device 'a'", machine->blocker, "");
@@ -181,6 +183,8 @@ int update_cancel(struct update *update, struct error *error)
 void update_report(struct update *update, struct update_report *report)
 {
     *report = update->report;
+    if (update->fails_after_look)
+        update->report.status = UPDATE_FAILED;
 }
 
 void update_destroy(struct update *update)
@@ -581,6 +585,24 @@ static void migrate_failed(void **state)
     check_error(fixture, "{\"execute\":\"migrate_cancel\"}", "commit point");
 }
 
+/* The thread of a hand-over ends it between two steps of a command: one look at it decides. */
+static void migrate_again(void **state)
+{
+    struct fixture *fixture = *state;
+
+    prepare_migration(fixture);
+    check(fixture, MIGRATE "{\"channels\":[" CPR("c") "]}}", "{\"return\":{}}");
+    fixture->update->fails_after_look = true;
+    check_error(fixture, MIGRATE "{\"channels\":[" CPR("d") "]}}", "under way");
+    assert_string_equal(fixture->update->path, "c");
+    /* It has ended now, and whoever waits for that is told before the next one begins. */
+    check(fixture, MIGRATE "{\"channels\":[" CPR("d") "]}}",
+          "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"failed\"}}");
+    expect(fixture, "{\"return\":{}}");
+    assert_string_equal(fixture->update->path, "d");
+    fixture->update->report.status = UPDATE_FAILED;
+}
+
 #define PREDICTION "{\"blackout-ns\":1000001,\"save-ns\":1,\"load-ns\":2,\"trip-ns\":3}"
 
 static void migrate_rehearsed(void **state)
@@ -832,6 +854,7 @@ int main(void)
         TEST(migrate_completed_quit),
         TEST(migrate_completed_unseen),
         TEST(migrate_failed),
+        TEST(migrate_again),
         TEST(migrate_rehearsed),
         TEST(reasons_are_text),
         TEST(blockers_are_listed),

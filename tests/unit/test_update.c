@@ -580,7 +580,7 @@ static void blocked(void **state)
     assert_string_equal(error.message, "device 'a': it has no name: give it an id");
     assert_null(fixture->update);
     assert_string_equal(fixture->log, "");
-    update_blockers(&fixture->machine, NULL, &list);
+    update_blockers(&fixture->machine, &fixture->report, &list);
     assert_int_equal(list.count, 1);
     assert_string_equal(list.blockers[0].object, "device 'a'");
     blocker_list_clear(&list);
@@ -598,14 +598,15 @@ static void blocked_by_another(void **state)
                                   fixture->dry_run, on_progress, fixture, &error),
                      0);
     fixture->blocked = true;
-    update_blockers(&fixture->machine, fixture->update, &list);
+    update_report(fixture->update, &fixture->report);
+    update_blockers(&fixture->machine, &fixture->report, &list);
     assert_int_equal(list.count, 1);
     assert_non_null(strstr(list.blockers[0].reason, "under way"));
     assert_non_null(strstr(list.blockers[0].remedy, "migrate_cancel"));
     blocker_list_clear(&list);
     assert_int_equal(update_cancel(fixture->update, &error), 0);
     assert_true(sd_event_loop(fixture->loop) >= 0);
-    update_blockers(&fixture->machine, fixture->update, &list);
+    update_blockers(&fixture->machine, &fixture->report, &list);
     assert_int_equal(list.count, 1);
     assert_string_equal(list.blockers[0].object, "device 'a'");
     blocker_list_clear(&list);
