@@ -101,10 +101,17 @@ static void give_up_guest(struct control *control)
     qmp_release(control->qmp);
 }
 
-void control_detach(struct control *control)
+/* The report is all that is left of a hand-over that has ended: its copies of descriptors are
+ * closed now, so that a listening socket is nobody's but his who serves it. */
+static void forget_update(struct control *control)
 {
     if (control->update)
         update_destroy(STEAL_POINTER(control->update));
+}
+
+void control_detach(struct control *control)
+{
+    forget_update(control);
     /* A hand-over that was past its commit point when the loop was ended. */
     if (control->machine && !control->handed_over &&
         machine_status(control->machine) == MACHINE_POSTMIGRATE)
@@ -261,14 +268,6 @@ static void emit_stages(struct control *control, const struct update_report *rep
     }
 }
 
-/* The report is all that is left of a hand-over that was undone: its descriptors are closed now and
- * not when the next one starts. */
-static void forget_update(struct control *control)
-{
-    if (control->update)
-        update_destroy(STEAL_POINTER(control->update));
-}
-
 void control_progress(void *opaque, const struct update_report *report)
 {
     struct control *control = opaque;
@@ -285,8 +284,7 @@ void control_progress(void *opaque, const struct update_report *report)
         take_over(control);
     else if (report->status == UPDATE_COMPLETED)
         leave(control);
-    else if (report->status == UPDATE_FAILED || report->status == UPDATE_CANCELLED ||
-             report->status == UPDATE_REHEARSED)
+    if (!update_is_under_way(report->status))
         forget_update(control);
 }
 

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,12 @@ def test_ten_updates_under_load(guest: Guest) -> None:
     guest.check_kernel_log()
 
 
+def listening_sockets() -> set[str]:
+    """All unix sockets that somebody can connect to, as open_files() names them."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:]]
+    return {f"socket:[{row[6]}]" for row in rows if int(row[3], 16) & 0x10000}
+
+
 def test_report_on_both_sides(guest: Guest) -> None:
     """query-migrate of both processes: the same times, and sums that agree."""
     old = guest.connect_qmp()
@@ -129,6 +136,7 @@ def test_report_on_both_sides(guest: Guest) -> None:
         assert here["name"] == ours["name"] and here["start-ns"] == ours["start-ns"]
     # The old process answers its client until that leaves, and holds nothing of the guest meanwhile.
     assert not any("vfio" in name or "iommu" in name or "kvm" in name for name in open_files(old_pid))
+    assert listening_sockets().isdisjoint(open_files(old_pid)) and not listening_sockets().isdisjoint(open_files(incoming.pid))
     old.close()
     wait_for("the end of the old process", lambda: guest.processes() == [incoming.pid])
     guest.check_alive()

@@ -36,6 +36,7 @@ struct machine {
 
 struct update {
     struct update_report report;
+    struct fixture *fixture;
     char path[128];
     unsigned descriptors;
     bool cancelled;
@@ -164,6 +165,7 @@ int update_start(struct update **update, struct machine *machine, const char *pa
     if (strcmp(path, "/refuse") == 0)
         return error_set(error, EINVAL, "refused");
     *update = calloc(1, sizeof(**update));
+    (*update)->fixture = fixture_of(machine);
     (*update)->report.status = UPDATE_SETUP;
     (*update)->report.dry_run = dry_run;
     (*update)->descriptors = (unsigned)extra->count;
@@ -189,6 +191,7 @@ void update_report(struct update *update, struct update_report *report)
 
 void update_destroy(struct update *update)
 {
+    update->fixture->update = NULL;
     free(update);
 }
 
@@ -500,6 +503,7 @@ static void migrate_completed(void **state)
     assert_false(fixture->machine.let_go);
     progress(fixture, UPDATE_COMPLETED, 2);
     assert_true(fixture->machine.let_go);
+    assert_null(fixture->update); /* nor does it hold anything else that the other one has now */
     expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}");
     /* The client is served on; nobody new is, and the path is not ours any more. */
     assert_false(has_ended(fixture));
@@ -569,6 +573,7 @@ static void migrate_failed(void **state)
     check(fixture, MIGRATE "{\"channels\":[" CPR("c") "]}}", "{\"return\":{}}");
     strcpy(fixture->update->report.error, "prepare: 'nvme0' is missing");
     progress(fixture, UPDATE_FAILED, 0);
+    assert_null(fixture->update);
     expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"failed\"}}");
     check(fixture, "{\"execute\":\"query-migrate\"}",
           "{\"return\":{\"status\":\"failed\",\"total-time\":0,\"error-desc\":"
