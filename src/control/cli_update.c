@@ -5,7 +5,8 @@
  *
  * Who may be killed when it goes wrong: the new process, as long as the guest certainly is not in
  * it. That is so before "migrate" was accepted, and when the present process says that the
- * hand-over failed or was cancelled. In any other case nothing is killed and the user is told; but
+ * hand-over failed or was cancelled. Nobody but this command asks for the guest to be sent there,
+ * as the channel's path is its own. In any other case nothing is killed and the user is told; but
  * a new process that nobody has connected to, which happens if the present one was killed just
  * then, is told that nobody will.
  */
@@ -23,8 +24,9 @@
 #include "control/cli.h"
 #include "control/cli_update.h"
 
-#define TIMEOUT_DEFAULT    60
-#define CANCEL_TIMEOUT_NS  (10 * SECOND_NS)
+#define TIMEOUT_DEFAULT 60
+/* A cancel that came too late is refused; the stages from the go on may take 14 seconds. */
+#define CANCEL_TIMEOUT_NS  (20 * SECOND_NS)
 #define CONFIRM_TIMEOUT_NS (5 * SECOND_NS)
 
 static double milliseconds(json_int_t ns)
@@ -42,6 +44,9 @@ static void on_event(void *opaque, const char *event, const json_t *data)
     struct session *session = opaque;
     const char *status = json_string_value(json_object_get(data, "status"));
 
+    /* Another client's hand-over, or its rehearsal. */
+    if (!session->started || session->outcome != OUTCOME_NONE)
+        return;
     if (strcmp(event, "BATON_UPDATE_STAGE") == 0) {
         const char *stage = json_string_value(json_object_get(data, "name"));
 
@@ -59,10 +64,8 @@ static void on_event(void *opaque, const char *event, const json_t *data)
         printf("  status: %s\n", status);
         fflush(stdout);
     }
-    if (strcmp(status, "completed") == 0)
-        session->outcome = OUTCOME_COMPLETED;
-    else if (strcmp(status, "rehearsed") == 0)
-        session->outcome = OUTCOME_REHEARSED;
+    if (strcmp(status, session->dry_run ? "rehearsed" : "completed") == 0)
+        session->outcome = OUTCOME_WELL;
     else if (strcmp(status, "failed") == 0)
         session->outcome = OUTCOME_FAILED;
     else if (strcmp(status, "cancelled") == 0)
@@ -97,7 +100,9 @@ static int start_hand_over(struct session *session, struct error *error)
                           "transport", "socket", "type", "unix", "path", session->cpr_path);
     if (session->dry_run)
         json_object_set_new(arguments, "dry-run", json_true());
-    return command(session, "migrate", arguments, NULL, error);
+    ret = command(session, "migrate", arguments, NULL, error);
+    session->started = ret == 0;
+    return ret;
 }
 
 /* Waits for the end of the hand-over, or until @p deadline. A signal is passed on as a wish to
@@ -159,9 +164,7 @@ static int follow(struct session *session, struct error *error)
     } else if (ret < 0) {
         return ret;
     }
-    if (session->outcome == OUTCOME_COMPLETED || session->outcome == OUTCOME_REHEARSED)
-        return 0;
-    return explain_failure(session, error);
+    return session->outcome == OUTCOME_WELL ? 0 : explain_failure(session, error);
 }
 
 /* Asks the guest's socket who serves it now. */
@@ -266,6 +269,23 @@ static bool print_blockers(struct session *session)
     return count > 0;
 }
 
+/* @param stayed the hand-over did not happen; otherwise nobody knows */
+static void print_whereabouts(const struct session *session, bool stayed, const char *status)
+{
+    int pid = (int)session->client.pid;
+
+    if (strcmp(status, "postmigrate") == 0)
+        fprintf(stderr, "baton update: the guest has left process %d; see baton list\n", pid);
+    else if (stayed)
+        fprintf(stderr, "baton update: the guest is where it was, in process %d (status '%s')\n",
+                pid, status);
+    else
+        fprintf(stderr,
+                "baton update: process %d says of the guest '%s', the new process was left alone; "
+                "see baton list\n",
+                pid, status);
+}
+
 /* The hand-over did not happen, or nobody knows. */
 static int print_failure(struct session *session, bool accepted, const struct error *error)
 {
@@ -277,12 +297,11 @@ static int print_failure(struct session *session, bool accepted, const struct er
 
     if (known)
         session_kill_child(session);
-    fprintf(stderr, "baton update: guest '%s' was not handed over: %s\n", session->name,
-            error->message);
+    fprintf(stderr, "baton update: guest '%s' %s: %s\n", session->name,
+            known ? "was not handed over" : "may have been handed over, or not", error->message);
     if (client_query_status(&session->client, status, sizeof(status),
                             clock_ns() + CONFIRM_TIMEOUT_NS, &ignored) == 0) {
-        fprintf(stderr, "baton update: the guest is where it was, in process %d (status '%s')\n",
-                (int)session->client.pid, status);
+        print_whereabouts(session, known, status);
         return EXIT_FAILURE;
     }
     ended = known || session_dismiss_child(session);
@@ -314,21 +333,21 @@ static int run(struct session *session)
     }
     if (ret == 0)
         ret = follow(session, &error);
-    if (ret == 0 && session->outcome == OUTCOME_REHEARSED)
-        return print_rehearsal(session);
     if (session->dry_run)
-        return print_bad_rehearsal(session, &error);
+        return ret == 0 ? print_rehearsal(session) : print_bad_rehearsal(session, &error);
     return ret == 0 ? print_summary(session) : print_failure(session, accepted, &error);
 }
 
 /* Connects to the guest's present process. */
 static int open_session(struct session *session, struct error *error)
 {
+    char channel[32];
     sigset_t signals;
     int ret = runtime_path(session->qmp_path, session->name, RUNTIME_QMP, error);
 
+    snprintf(channel, sizeof(channel), RUNTIME_CPR, (int)getpid());
     if (ret == 0)
-        ret = runtime_path(session->cpr_path, session->name, RUNTIME_CPR, error);
+        ret = runtime_path(session->cpr_path, session->name, channel, error);
     if (ret < 0)
         return ret;
     ret = client_open(&session->client, session->qmp_path, session->deadline, error);
@@ -336,13 +355,6 @@ static int open_session(struct session *session, struct error *error)
         return error_set(error, ENOENT, "no guest '%s' is running (see baton list)", session->name);
     if (ret < 0)
         return ret;
-    if (session_is_listening(session->cpr_path)) {
-        client_close(&session->client);
-        return error_set(error, EBUSY,
-                         "another update of guest '%s' is under way; if not, end the process that "
-                         "waits on '%s'",
-                         session->name, session->cpr_path);
-    }
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);

@@ -18,8 +18,7 @@
 
 enum outcome {
     OUTCOME_NONE,
-    OUTCOME_COMPLETED,
-    OUTCOME_REHEARSED,
+    OUTCOME_WELL, /* completed, or with dry_run rehearsed */
     OUTCOME_FAILED,
     OUTCOME_CANCELLED
 };
@@ -34,12 +33,14 @@ struct session {
     unsigned trace_count;
     uint64_t deadline;
     char qmp_path[RUNTIME_PATH_SIZE];
-    char cpr_path[RUNTIME_PATH_SIZE];
-    struct client client; /* of the present process */
+    char cpr_path[RUNTIME_PATH_SIZE]; /* where the new process of this update listens */
+    struct client client;             /* of the present process */
     int signal_fd;
     pid_t child;
     bool child_ended; /* and was reaped */
     bool interrupted; /* a signal asked for an end, and was passed on */
+    bool started;     /* "migrate" was accepted: what events say from then on is about this update,
+                         up to its outcome */
     enum outcome outcome;
 };
 
@@ -62,9 +63,6 @@ void session_kill_child(struct session *session);
  * @return whether the new process has ended
  */
 bool session_dismiss_child(struct session *session);
-
-/** @return whether a process listens at a path, without connecting to it */
-bool session_is_listening(const char *path);
 
 /** @return whether a signal asked for an end since the last call */
 bool session_take_signal(const struct session *session);

@@ -17,24 +17,30 @@
 
 #define END_TIMEOUT_NS (5 * SECOND_NS)
 
-/* Reaps the new process when it has ended. */
-static bool child_ended(struct session *session)
+/* Reaps the new process when it has ended; it may have been killed, and its socket's path be left.
+ * @param options WNOHANG, or 0 to wait until it has */
+static bool child_ended(struct session *session, int options)
 {
-    if (!session->child_ended && session->child > 0 &&
-        waitpid(session->child, NULL, WNOHANG) == session->child)
+    pid_t pid = 0;
+
+    if (session->child <= 0 || session->child_ended)
+        return session->child_ended;
+    do
+        pid = waitpid(session->child, NULL, options);
+    while (pid < 0 && errno == EINTR);
+    if (pid == session->child) {
         session->child_ended = true;
+        unlink(session->cpr_path);
+    }
     return session->child_ended;
 }
 
 void session_kill_child(struct session *session)
 {
-    if (session->child <= 0 || child_ended(session))
+    if (session->child <= 0 || child_ended(session, WNOHANG))
         return;
     kill(session->child, SIGKILL);
-    while (waitpid(session->child, NULL, 0) < 0 && errno == EINTR)
-        ;
-    session->child_ended = true;
-    unlink(session->cpr_path);
+    child_ended(session, 0);
 }
 
 /* The new process's command line. The list is the caller's to free, its words are borrowed. */
@@ -91,6 +97,7 @@ int session_start_child(struct session *session, struct error *error)
     incoming = json_dumps(channel, JSON_COMPACT);
     json_decref(channel);
     words = child_words(session, incoming);
+    unlink(session->cpr_path); /* of an update that was killed and had the same process id */
     if (pipe2(ends, O_CLOEXEC) < 0)
         return error_set_errno(error, errno, "cannot make a pipe");
     read_end = ends[0];
@@ -108,7 +115,7 @@ int session_start_child(struct session *session, struct error *error)
 
 /* Whether a process listens at a path. Asked of the kernel, since a connection made to find out
  * would be the one connection that the new process waits for. */
-bool session_is_listening(const char *path)
+static bool is_listening(const char *path)
 {
     CLEANUP_FREE char *line = NULL;
     FILE *sockets = NULL;
@@ -142,10 +149,10 @@ bool session_take_signal(const struct session *session)
 
 int session_wait_for_child(struct session *session, struct error *error)
 {
-    while (!session_is_listening(session->cpr_path)) {
+    while (!is_listening(session->cpr_path)) {
         const struct timespec pause = {.tv_nsec = 2000000};
 
-        if (child_ended(session))
+        if (child_ended(session, WNOHANG))
             return error_set(error, ECHILD,
                              "the new process ended before it could take over "
                              "(its messages are above)");
@@ -162,12 +169,12 @@ static bool ends_soon(struct session *session)
 {
     uint64_t deadline = clock_ns() + END_TIMEOUT_NS;
 
-    while (!child_ended(session) && clock_ns() < deadline) {
+    while (!child_ended(session, WNOHANG) && clock_ns() < deadline) {
         const struct timespec pause = {.tv_nsec = 2000000};
 
         nanosleep(&pause, NULL);
     }
-    return child_ended(session);
+    return session->child_ended;
 }
 
 /* The new process ends by itself after a rehearsal. One that does not is of no use. */

@@ -134,12 +134,6 @@ bool session_dismiss_child(struct session *session)
     return false;
 }
 
-bool session_is_listening(const char *path)
-{
-    (void)path;
-    return false;
-}
-
 bool session_take_signal(const struct session *session)
 {
     (void)session;

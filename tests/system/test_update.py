@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from baton_lab import (MEMORY, STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel, nvme_guest,
-                       open_files, status_field, thread_count, vfio_options, wait_for)
+from baton_lab import (MEMORY, PATIENCE, STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel,
+                       nvme_guest, open_files, status_field, thread_count, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,27 @@ def test_one_update(guest: Guest) -> None:
     assert guest.interrupts("nvme0q") - interrupts >= 100
     guest.check_alive()
     guest.check_kernel_log()
+
+
+def test_two_updates_at_once(guest: Guest) -> None:
+    """One of them moves the guest. The other one says why it did not, and ends no process but the one that it has started:
+    their new processes wait for each other, so that both updates have found nothing in their way."""
+    before = guest.pid
+    together = guest.directory / "together"
+    together.write_text(f"#!/bin/sh\ntouch {together}.$$\nwhile [ $(ls {together}.* | wc -l) -lt 2 ]; do sleep 0.1; done\n"
+                        f"exec {guest.binary} \"$@\"\n", encoding="ascii")
+    together.chmod(0o755)
+    words = [guest.binary, "update", guest.name, "--timeout", str(int(PATIENCE)), "--binary", str(together)]
+    updates = [subprocess.Popen(words, env=guest.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               for _ in range(2)]
+    errors = [update.communicate(timeout=PATIENCE + 30)[1] for update in updates]
+    assert sorted(update.returncode for update in updates) == [0, 1], errors
+    assert re.search("under way already|in another process now", "".join(errors)), errors
+    guest.drop_clients()
+    wait_for("one process", lambda: guest.processes() == [guest.pid])
+    assert guest.pid != before
+    assert os.listdir(guest.runtime / guest.name) == ["qmp.sock"]
+    guest.check_alive()
 
 
 def test_ten_updates_under_load(guest: Guest) -> None:
