@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "base/util.h"
 
 static struct blocker *append(struct blocker_list *list, const char *object)
@@ -18,6 +19,7 @@ static struct blocker *append(struct blocker_list *list, const char *object)
     grown += list->count++;
     *grown = (struct blocker){0};
     snprintf(grown->object, sizeof(grown->object), "%s", object);
+    utf8_repair(grown->object);
     return grown;
 }
 
@@ -28,6 +30,8 @@ void blocker_add(struct blocker_list *list, const char *object, const char *reas
 
     snprintf(blocker->reason, sizeof(blocker->reason), "%s", reason);
     snprintf(blocker->remedy, sizeof(blocker->remedy), "%s", remedy);
+    utf8_repair(blocker->reason);
+    utf8_repair(blocker->remedy);
 }
 
 void blocker_add_error(struct blocker_list *list, const char *object, const struct error *error)
@@ -58,15 +62,12 @@ const char *blocker_describe(const struct blocker *blocker, char line[BLOCKER_LI
 int blocker_error(const struct blocker_list *list, int code, struct error *error)
 {
     char line[BLOCKER_LINE_SIZE];
-    size_t used;
+    unsigned i = list->count;
 
-    assert(list->count > 0);
-    error_set(error, code, "%s", blocker_describe(&list->blockers[0], line));
-    for (unsigned i = 1; i < list->count; i++) {
-        used = strlen(error->message);
-        snprintf(error->message + used, sizeof(error->message) - used, "; %s",
-                 blocker_describe(&list->blockers[i], line));
-    }
+    assert(i > 0);
+    error_set(error, code, "%s", blocker_describe(&list->blockers[--i], line));
+    while (i-- > 0)
+        error_prefix(error, "%s; ", blocker_describe(&list->blockers[i], line));
     return -code;
 }
 

@@ -6,9 +6,13 @@
  * object that its caller owns. The message names the object and, where there is one, the remedy;
  * it is printed once, at the top (standard error or QMP's "desc"). Guest misbehaviour is never an
  * error, and our own mistakes are assertions.
+ *
+ * A message is UTF-8 whatever it quotes and wherever it was cut, so that it can be sent anywhere:
+ * what is no character becomes question marks.
  */
 #pragma once
 
+#include <stdarg.h>
 #include <stddef.h>
 
 #define ERROR_MESSAGE_SIZE 512
@@ -29,6 +33,10 @@ struct error {
  */
 int error_set(struct error *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/** The same with a list of arguments. */
+int error_set_list(struct error *error, int code, const char *format, va_list args)
+    __attribute__((format(printf, 3, 0)));
 
 /**
  * Records a failed system call: the message, then ": " and the text of @p code.

@@ -347,7 +347,7 @@ static json_t *describe_report(const struct update_report *report)
         json_object_set_new(result, "expected-downtime",
                             json_integer(round_up_ms(report->prediction.blackout_ns)));
     if (report->status == UPDATE_FAILED)
-        json_object_set_new(result, "error-desc", qmp_text(report->error));
+        json_object_set_new(result, "error-desc", json_string(report->error));
     json_object_set_new(result, "baton", report_details(report));
     return result;
 }
@@ -361,10 +361,9 @@ static void add_blockers(json_t *result, const struct blocker_list *list)
     for (unsigned i = 0; i < list->count; i++) {
         const struct blocker *blocker = &list->blockers[i];
 
-        json_array_append_new(lines, qmp_text(blocker_describe(blocker, line)));
-        json_array_append_new(parts, json_pack("{s:o,s:o,s:o}", "object", qmp_text(blocker->object),
-                                               "reason", qmp_text(blocker->reason), "remedy",
-                                               qmp_text(blocker->remedy)));
+        json_array_append_new(lines, json_string(blocker_describe(blocker, line)));
+        json_array_append_new(parts, json_pack("{s:s,s:s,s:s}", "object", blocker->object, "reason",
+                                               blocker->reason, "remedy", blocker->remedy));
     }
     json_object_set_new(result, "blocked-reasons", lines);
     if (json_object_get(result, "baton") == NULL)

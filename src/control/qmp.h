@@ -75,13 +75,6 @@ int qmp_attach(struct qmp_server *server, int fd, struct error *error);
 /** @return the greeting, a new reference; its "version" is what query-version returns */
 json_t *qmp_greeting(void);
 
-/**
- * Messages quote what operators, peers and clients have given, and may have been cut within a
- * character, while JSON is UTF-8.
- * @return a JSON string: the text, or what is ASCII of it with '?' for all else. A new reference
- */
-json_t *qmp_text(const char *text);
-
 /** Sends an event to every client that has negotiated. @param data stolen; NULL for none */
 void qmp_emit(struct qmp_server *server, const char *event, json_t *data);
 

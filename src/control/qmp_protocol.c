@@ -35,21 +35,6 @@ json_t *qmp_greeting(void)
                      "capabilities");
 }
 
-json_t *qmp_text(const char *text)
-{
-    json_t *string = json_string(text);
-    CLEANUP_FREE char *ascii = NULL;
-
-    if (string != NULL)
-        return string;
-    ascii = strdup(text);
-    for (char *c = ascii; *c; c++) {
-        if (*c & 0x80)
-            *c = '?';
-    }
-    return json_string(ascii);
-}
-
 static int reject(struct request *request, const char *error_class, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
@@ -58,9 +43,8 @@ static int reject(struct request *request, const char *error_class, const char *
     va_list args;
 
     va_start(args, format);
-    vsnprintf(request->error.message, sizeof(request->error.message), format, args);
+    error_set_list(&request->error, EINVAL, format, args);
     va_end(args);
-    request->error.code = EINVAL;
     request->error_class = error_class;
     return -EINVAL;
 }
@@ -225,8 +209,8 @@ static void answer(struct request *request, int ret)
     json_t *message;
 
     if (ret < 0)
-        message = json_pack("{s:{s:s,s:o}}", "error", "class", request->error_class, "desc",
-                            qmp_text(request->error.message));
+        message = json_pack("{s:{s:s,s:s}}", "error", "class", request->error_class, "desc",
+                            request->error.message);
     else
         message = json_pack("{s:o}", "return", request->result ?: json_object());
     assert(message != NULL);

@@ -113,6 +113,7 @@ int update_start(struct update **update, struct machine *machine, const char *pa
                  const struct fdset *extra, bool dry_run, update_progress_fn *progress,
                  void *opaque, struct error *error)
 {
+    struct error why;
     struct update_report *report;
 
     (void)extra, (void)opaque;
@@ -129,7 +130,8 @@ int update_start(struct update **update, struct machine *machine, const char *pa
     report->stage_count = 1;
     report->stages[0] = (struct update_stage_time){.name = "hello", .end_ns = UINT64_MAX};
     report->vcpu_count = 2;
-    snprintf(report->error, sizeof(report->error), "hello: nobody listens at '%s'", path);
+    error_set(&why, ECONNREFUSED, "hello: nobody listens at '%s'", path);
+    snprintf(report->error, sizeof(report->error), "%s", why.message);
     return 0;
 }
 
@@ -188,7 +190,11 @@ int control_describe(const struct control *control, struct fdset *fds, struct er
 
 void control_progress(void *opaque, const struct update_report *report)
 {
-    (void)opaque, (void)report;
+    struct control *control = opaque;
+
+    control->report = *report;
+    if (!update_is_under_way(report->status))
+        update_destroy(STEAL_POINTER(control->update));
 }
 
 /* --- the target ---------------------------------------------------------------------------- */

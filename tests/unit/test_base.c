@@ -71,6 +71,30 @@ static void test_error_long(void **state)
         assert_int_equal(room.guard[i], 0x5a);
 }
 
+/* Whatever it quotes and wherever it is cut, a message is UTF-8. */
+static void test_error_text(void **state)
+{
+    char text[2 * ERROR_MESSAGE_SIZE] = "";
+    struct error error = {0};
+
+    for (size_t i = 0; i < sizeof(text) - 3; i += 3)
+        memcpy(text + i, "\u20ac", 4);
+    error_set(&error, EIO, "'%.5s' and '%s'", text, "\xff");
+    assert_string_equal(error.message, "'\u20ac?\?' and '?'");
+    error_add_remedy(&error, "%.4s", text);
+    assert_string_equal(error.message + error.remedy, "\u20ac?");
+    for (int cut = 0; cut < 3; cut++) {
+        static const char *const ends[] = {"\u20ac?", "\u20ac", "\u20ac?\?"};
+
+        error_set(&error, EIO, "%s", text + 3);
+        error_prefix(&error, "%.*s", cut, "ab");
+        assert_int_equal(strlen(error.message), ERROR_MESSAGE_SIZE - 1);
+        assert_string_equal(error.message + ERROR_MESSAGE_SIZE - 1 - strlen(ends[cut]), ends[cut]);
+        error_set_errno(&error, EIO, "%s", text + cut);
+        assert_null(strchr(error.message + ERROR_MESSAGE_SIZE - 3, '\xe2'));
+    }
+}
+
 static bool is_open(int fd)
 {
     return fcntl(fd, F_GETFD) >= 0;
@@ -398,6 +422,7 @@ int main(void)
         cmocka_unit_test(test_error_set_errno),
         cmocka_unit_test(test_error_prefix),
         cmocka_unit_test(test_error_long),
+        cmocka_unit_test(test_error_text),
         cmocka_unit_test(test_fdset_order_and_take),
         cmocka_unit_test(test_fdset_missing),
         cmocka_unit_test(test_fdset_kinds),

@@ -79,6 +79,19 @@ static void long_ones(void **state)
     blocker_list_clear(&list);
 }
 
+/* They are sent as JSON. */
+static void no_text(void **state)
+{
+    struct blocker_list list = {0};
+
+    (void)state;
+    blocker_add(&list, "device '\xff'", "'\xc3' and \xc3\xa4", "\xc3");
+    assert_string_equal(list.blockers[0].object, "device '?'");
+    assert_string_equal(list.blockers[0].reason, "'?' and \xc3\xa4");
+    assert_string_equal(list.blockers[0].remedy, "?");
+    blocker_list_clear(&list);
+}
+
 static void all_in_one_error(void **state)
 {
     struct blocker_list list = {0};
@@ -257,10 +270,15 @@ static void limit_on_locked_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(list_and_lines),      cmocka_unit_test(from_errors),
-        cmocka_unit_test(long_ones),           cmocka_unit_test(all_in_one_error),
-        cmocka_unit_test(every_part_is_asked), cmocka_unit_test(states_of_the_guest),
-        cmocka_unit_test(kernel_refuses),      cmocka_unit_test(limit_on_locked_memory),
+        cmocka_unit_test(list_and_lines),
+        cmocka_unit_test(from_errors),
+        cmocka_unit_test(long_ones),
+        cmocka_unit_test(no_text),
+        cmocka_unit_test(all_in_one_error),
+        cmocka_unit_test(every_part_is_asked),
+        cmocka_unit_test(states_of_the_guest),
+        cmocka_unit_test(kernel_refuses),
+        cmocka_unit_test(limit_on_locked_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

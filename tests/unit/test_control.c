@@ -633,26 +633,6 @@ static void migrate_rehearsed(void **state)
 }
 
 /* A message that was cut within a character, or quotes a name that is not UTF-8. */
-static void reasons_are_text(void **state)
-{
-    struct fixture *fixture = *state;
-
-    prepare_migration(fixture);
-    fixture->machine.blocker = "'\xc3' and '\xff'";
-    check(fixture, "{\"execute\":\"query-migrate\"}",
-          "{\"return\":{\"blocked-reasons\":[\"device 'a': '?' and '?'\"],\"baton\":{\"blockers\":["
-          "{\"object\":\"device 'a'\",\"reason\":\"'?' and '?'\",\"remedy\":\"\"}]}}}");
-    fixture->machine.blocker = NULL;
-    check(fixture, MIGRATE "{\"channels\":[" CPR("c") "]}}", "{\"return\":{}}");
-    strcpy(fixture->update->report.error, "nobody listens at 'x\xc3");
-    progress(fixture, UPDATE_FAILED, 0);
-    expect(fixture, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"failed\"}}");
-    check(fixture, "{\"execute\":\"query-migrate\"}",
-          "{\"return\":{\"status\":\"failed\",\"total-time\":0,\"error-desc\":"
-          "\"nobody listens at 'x?\",\"baton\":{\"incoming\":false,\"generation\":0,"
-          "\"blackout-ns\":0,\"total-ns\":0,\"stages\":[],\"vcpus\":[]}}}");
-}
-
 static void blockers_are_listed(void **state)
 {
     struct fixture *fixture = *state;
@@ -861,7 +841,6 @@ int main(void)
         TEST(migrate_failed),
         TEST(migrate_again),
         TEST(migrate_rehearsed),
-        TEST(reasons_are_text),
         TEST(blockers_are_listed),
         TEST(trace_events),
         TEST(in_use),

@@ -47,10 +47,11 @@ struct fixture {
 
     pthread_mutex_t lock; /* keeps the hand-over's thread until update is set */
     struct update *update;
-    char log[1024];     /* what was called */
-    const char *fail;   /* the call that fails */
-    const char *cancel; /* the call in which the hand-over is cancelled */
-    bool blocked;       /* the machine has a blocker */
+    char log[1024];          /* what was called */
+    const char *fail;        /* the call that fails */
+    const char *fail_quotes; /* what its message ends with, or NULL */
+    const char *cancel;      /* the call in which the hand-over is cancelled */
+    bool blocked;            /* the machine has a blocker */
     bool dry_run;
     unsigned skip;                /* how many of those go well before */
     enum update_status cancel_at; /* cancelled in this status, when the peer hangs */
@@ -80,7 +81,8 @@ static int step(const struct machine *machine, const char *name, struct error *e
     }
     if (fixture->fail && strcmp(fixture->fail, name) == 0 && fixture->skip-- == 0) {
         fixture->fail = NULL;
-        return error_set(error, EIO, "%s fails", name);
+        return error_set(error, EIO, "%s fails%s%s", name, fixture->fail_quotes ? ": " : "",
+                         fixture->fail_quotes ?: "");
     }
     return 0;
 }
@@ -839,7 +841,7 @@ static void nobody_there_cancelled(void **state)
  *   L  describe with lengths that do not fit  H  hello of another protocol
  *   S  switch with more state than there is room for
  *   m  the memory again, with the next stage  x  a stage that there is not
- *   R  rehearse of a dry run
+ *   R  rehearse of a dry run                 P  prepare, for which to be refused in words is well
  *   t  takes the guest back                   T  the incoming process is sent SIGTERM
  *   e  waits for the other side to end the conversation
  */
@@ -850,8 +852,8 @@ static void fill_request(struct wire_request *request, char what)
         const char *stage;
     } table[] = {{'h', "hello"},    {'H', "hello"},    {'d', "describe"}, {'D', "describe"},
                  {'U', "describe"}, {'N', "describe"}, {'L', "describe"}, {'p', "prepare"},
-                 {'r', "rehearse"}, {'R', "rehearse"}, {'q', "quiesce"},  {'s', "switch"},
-                 {'S', "switch"},   {'f', "finish"},   {'x', "dance"}};
+                 {'P', "prepare"},  {'r', "rehearse"}, {'R', "rehearse"}, {'q', "quiesce"},
+                 {'s', "switch"},   {'S', "switch"},   {'f', "finish"},   {'x', "dance"}};
 
     *request = (struct wire_request){.protocol = WIRE_PROTOCOL,
                                      .protocol_min = WIRE_PROTOCOL,
@@ -906,7 +908,7 @@ static bool say(struct wire *wire, const struct wire_memory *memory, char what, 
         if (what == 'N')
             _exit(0);
     }
-    return wire_receive_reply(wire, LONG_MS, &error) == 0;
+    return wire_receive_reply(wire, LONG_MS, &error) == 0 || (what == 'P' && wire->reply.code != 0);
 }
 
 /* The outgoing process. Its exit status is how much of the script went well. */
@@ -1172,6 +1174,20 @@ static void incoming_parts_fail(void **state)
     }
 }
 
+/* The other side learns the reason also when that quotes what is no text. */
+static void incoming_fails_in_any_words(void **state)
+{
+    struct fixture *fixture = *state;
+    struct outcome outcome;
+
+    fixture->fail = "adopt";
+    fixture->fail_quotes = "\xc3\xa4\xc3";
+    outcome = take_over(fixture, "hdP");
+    assert_int_equal(outcome.result, -EIO);
+    assert_string_equal(outcome.error.message, "stage 'prepare': adopt fails: \xc3\xa4?");
+    assert_int_equal(outcome.done, 3);
+}
+
 /* Once the guest is claimed nothing turns back. */
 static void incoming_settles_badly(void **state)
 {
@@ -1218,6 +1234,7 @@ int main(void)
         TEST(incoming_too_late),
         TEST(incoming_told_to_end),
         TEST(incoming_parts_fail),
+        TEST(incoming_fails_in_any_words),
         TEST(incoming_settles_badly),
     };
 
