@@ -73,13 +73,8 @@ static int console_create(struct machine *machine, unsigned index, struct error 
 static int console_adopt(struct machine *machine, unsigned index,
                          const struct machine_source *source, struct error *error)
 {
-    if (machine->console_given) {
-        int ret = console_create(machine, index, error);
-
-        if (ret == 0)
-            chardev_set_active(machine->console, false);
-        return ret;
-    }
+    if (machine->console_given)
+        return console_create(machine, index, error);
     return chardev_adopt(&machine->console, "serial0", machine->config.serial, machine->loop,
                          &machine->lock, source->fds, error);
 }

@@ -368,6 +368,25 @@ static int check_targets(const struct state_target *targets, size_t count, struc
     return 0;
 }
 
+void *state_make_scratch(struct state_target *targets, size_t count)
+{
+    size_t total = 0;
+    uint8_t *block;
+
+    for (size_t i = 0; i < count; i++) {
+        assert(targets[i].type != NULL);
+        total += align_up(targets[i].type->size, 16) + align_up(targets[i].former_capacity, 16);
+    }
+    block = xcalloc(1, total);
+    for (size_t i = 0, used = 0; i < count; i++) {
+        targets[i].scratch = block + used;
+        used += align_up(targets[i].type->size, 16);
+        targets[i].former = block + used;
+        used += align_up(targets[i].former_capacity, 16);
+    }
+    return block;
+}
+
 int state_load(const void *bytes, size_t length, struct state_target *targets, size_t count,
                struct error *error)
 {

@@ -178,6 +178,13 @@ struct state_target {
 };
 
 /**
+ * Gives every target scratch memory, and memory for its former section where former_capacity says
+ * how much.
+ * @return one block that holds all of it; the caller frees it after the last state_load()
+ */
+void *state_make_scratch(struct state_target *targets, size_t count);
+
+/**
  * Loads a stream into objects: decodes all of it into scratch, checks all of it, and only when
  * nothing is wrong copies each scratch over its object. All of the object: what no field describes
  * (padding, elements past the count) becomes zero. Sections and fields that nobody knows are
