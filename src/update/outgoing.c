@@ -16,6 +16,16 @@
 
 #define PEER_DEATH_MS 1000
 
+/* Nothing more can be sent: a peer that has left may have said why before. */
+static int last_words(struct outgoing *outgoing, struct error *error)
+{
+    struct error words;
+
+    if (outgoing_receive_reply(outgoing, &words) < 0 && outgoing->wire.reply.code != 0)
+        *error = words;
+    return -error->code;
+}
+
 /* Asks the incoming side for its part and waits for the answer. */
 static int ask(struct outgoing *outgoing, const struct stage *stage, struct error *error)
 {
@@ -28,6 +38,8 @@ static int ask(struct outgoing *outgoing, const struct stage *stage, struct erro
         ret = stage->follow_up(outgoing, error);
     if (ret == 0)
         ret = outgoing_receive_reply(outgoing, error);
+    else if (ret == -EPIPE)
+        ret = last_words(outgoing, error);
     outgoing->measured.trip_ns = clock_ns() - start;
     outgoing->measured.trip_ns -= MIN(outgoing->measured.trip_ns, outgoing->wire.reply.work_ns);
     if (ret == 0 && stage->answered)

@@ -20,6 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "base/util.h"
@@ -53,6 +55,7 @@ struct fixture {
     const char *cancel;      /* the call in which the hand-over is cancelled */
     bool blocked;            /* the machine has a blocker */
     bool dry_run;
+    unsigned more_fds;            /* descriptors that it has besides one */
     unsigned skip;                /* how many of those go well before */
     enum update_status cancel_at; /* cancelled in this status, when the peer hangs */
     struct update_report report;
@@ -87,6 +90,19 @@ static int step(const struct machine *machine, const char *name, struct error *e
     return 0;
 }
 
+static unsigned waits_with_batch; /* which batch of descriptors waits; 0: none. The hand-over's */
+
+/* One batch of descriptors is not sent before the other side has left. */
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    struct pollfd state = {.fd = fd};
+
+    if (message->msg_controllen > CMSG_SPACE(sizeof(int)) && waits_with_batch > 0 &&
+        --waits_with_batch == 0)
+        poll(&state, 1, LONG_MS);
+    return syscall(SYS_sendmsg, fd, message, flags);
+}
+
 /* --- the machine --------------------------------------------------------------------------- */
 
 const struct config *machine_config(const struct machine *machine)
@@ -110,6 +126,8 @@ int machine_describe(struct machine *machine, struct machine_facts *facts, struc
 {
     int ret = fdset_add_copy(fds, STDERR_FILENO, error, "test/a");
 
+    for (unsigned i = 0; ret == 0 && i < fixture_of(machine)->more_fds; i++)
+        ret = fdset_add_copy(fds, STDERR_FILENO, error, "test/b/%u", i);
     return ret < 0 ? ret : step(machine, "describe", error);
 }
 
@@ -342,6 +360,7 @@ static int teardown(void **state)
 /* What the incoming process does instead of answering well. */
 enum deed {
     REFUSE,      /* answers with an error */
+    REFUSE_SOON, /* the same, before it has received all descriptors, and ends */
     DIE,         /* ends */
     LEAVE,       /* closes the channel and lives on */
     HANG,        /* answers nothing */
@@ -408,6 +427,11 @@ static _Noreturn void be_incoming(const char *path, const struct deviation *devi
         if (deviates && deviation->deed == REFUSE) {
             wire->reply.code = EINVAL;
             strcpy(wire->reply.message, "I would rather not");
+        } else if (deviates && deviation->deed == REFUSE_SOON) {
+            wire->reply.code = EMFILE;
+            strcpy(wire->reply.message, "I cannot take any more");
+            wire_send_reply(wire, LONG_MS, &error);
+            _exit(0);
         } else if (deviates && deviation->deed == OUTDATED) {
             wire->reply.protocol = WIRE_PROTOCOL + 1;
         } else if (deviates && deviation->deed != LIE) {
@@ -644,6 +668,18 @@ static void each_deviation(struct fixture *fixture, enum deed deed, const char *
 static void peer_refuses(void **state)
 {
     each_deviation(*state, REFUSE, "I would rather not");
+}
+
+/* The reason is there already when the second batch of descriptors cannot be sent any more. */
+static void peer_refuses_early(void **state)
+{
+    static const struct deviation deviation = {"describe", REFUSE_SOON};
+    struct fixture *fixture = *state;
+
+    fixture->more_fds = 300;
+    waits_with_batch = 2;
+    hand_over(fixture, &deviation);
+    assert_undone(fixture, DESCRIBED, "the new process says: I cannot take any more");
 }
 
 static void peer_dies(void **state)
@@ -1213,6 +1249,7 @@ int main(void)
         TEST(blocked),
         TEST(blocked_by_another),
         TEST(peer_refuses),
+        TEST(peer_refuses_early),
         TEST(peer_dies),
         TEST(peer_leaves),
         TEST(peer_babbles),
