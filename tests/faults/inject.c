@@ -9,7 +9,11 @@
  * A call belongs to a stage if the thread makes it that carries out the stage, or if it is an ioctl
  * of another thread (vCPUs save and load their own state) of a kind that has nothing to do with the
  * guest's running.
+ *
+ * Calls are functions of the C library. Whether all are here that the program uses and that can
+ * fail, the test wrapped-calls finds out.
  */
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -227,13 +231,21 @@ WRAP(int, -1, getsockname, (int fd, struct sockaddr *address, socklen_t *size), 
 WRAP(int, -1, unlink, (const char *path), (path))
 WRAP(int, -1, rename, (const char *from, const char *to), (from, to))
 WRAP(int, -1, mkdir, (const char *path, mode_t mode), (path, mode))
+WRAP(int, -1, rmdir, (const char *path), (path))
+WRAP(char *, NULL, getcwd, (char *path, size_t size), (path, size))
+WRAP(DIR *, NULL, opendir, (const char *path), (path))
+WRAP(struct dirent64 *, NULL, readdir64, (DIR * directory), (directory))
 WRAP(int, -1, fchmod, (int fd, mode_t mode), (fd, mode))
 WRAP(int, -1, flock, (int fd, int operation), (fd, operation))
+WRAP(int, -1, dup2, (int fd, int number), (fd, number))
+WRAP(off64_t, -1, lseek64, (int fd, off64_t offset, int whence), (fd, offset, whence))
 WRAP(int, -1, pipe2, (int fds[2], int flags), (fds, flags))
 WRAP(int, -1, pidfd_open, (pid_t pid, unsigned int flags), (pid, flags))
 WRAP(int, -1, epoll_create1, (int flags), (flags))
 WRAP(int, -1, epoll_ctl, (int epoll, int operation, int fd, struct epoll_event *event),
      (epoll, operation, fd, event))
+WRAP(int, -1, epoll_wait, (int epoll, struct epoll_event *events, int size, int timeout),
+     (epoll, events, size, timeout))
 WRAP(int, -1, signalfd, (int fd, const sigset_t *mask, int flags), (fd, mask, flags))
 WRAP(int, -1, timerfd_create, (int clock, int flags), (clock, flags))
 WRAP(int, -1, timerfd_settime,
@@ -241,17 +253,50 @@ WRAP(int, -1, timerfd_settime,
      (fd, flags, value, former))
 WRAP(int, -1, getrlimit64, (__rlimit_resource_t resource, struct rlimit64 *limit),
      (resource, limit))
+WRAP(int, -1, setrlimit64, (__rlimit_resource_t resource, const struct rlimit64 *limit),
+     (resource, limit))
+WRAP(int, -1, posix_openpt, (int flags), (flags))
+WRAP(int, -1, grantpt, (int fd), (fd))
+WRAP(int, -1, unlockpt, (int fd), (fd))
 WRAP(int, -1, tcgetattr, (int fd, struct termios *settings), (fd, settings))
 WRAP(int, -1, tcsetattr, (int fd, int actions, const struct termios *settings),
      (fd, actions, settings))
 WRAP(FILE *, NULL, fopen64, (const char *path, const char *mode), (path, mode))
-/* It returns its error. */
+WRAP(char *, NULL, fgets, (char *line, int size, FILE *file), (line, size, file))
+/* These return their errors. */
+WRAP(int, errno, ptsname_r, (int fd, char *name, size_t size), (fd, name, size))
 WRAP(int, errno, pthread_create,
      (pthread_t * thread, const pthread_attr_t *attributes, void *(*run)(void *), void *opaque),
      (thread, attributes, run, opaque))
 
-/* Those below have arguments that only some calls have: they are passed on as what such an argument
- * can be at most. */
+/* Those below have arguments that only some calls have: they are passed on as a list, or as what
+ * such an argument can be at most. */
+
+int fscanf(FILE *file, const char *format, ...)
+{
+    va_list list;
+    int fields;
+
+    if (fault("fscanf", 0))
+        return EOF;
+    va_start(list, format);
+    fields = vfscanf(file, format, list);
+    va_end(list);
+    return fields;
+}
+
+int dprintf(int fd, const char *format, ...)
+{
+    va_list list;
+    int length;
+
+    if (fault("dprintf", 0))
+        return -1;
+    va_start(list, format);
+    length = vdprintf(fd, format, list);
+    va_end(list);
+    return length;
+}
 
 int ioctl(int fd, unsigned long request, ...)
 {
