@@ -503,6 +503,7 @@ class Guest:
         self.consoles: list[Console] = []
         self.clients: list[Qmp] = []
         self.updates: list[Update] = []
+        self.incoming: Incoming | None = None  # the one that start_incoming() has started last
 
     # -- life --
 
@@ -722,7 +723,8 @@ class Guest:
 
     def start_incoming(self, *options: str, binary: str | Path | None = None) -> Incoming:
         """Starts the process that shall take over, with nothing but these options and the channel."""
-        return Incoming(self, options, str(binary or self.binary))
+        self.incoming = Incoming(self, options, str(binary or self.binary))
+        return self.incoming
 
     def hand_over(self, path: Path | str, outcome: str | None = "completed", **more: Any) -> dict[str, Any]:
         """Drives a hand-over through QMP, in the words of QEMU's documentation; returns what query-migrate says.
@@ -774,17 +776,19 @@ class Incoming:
 
 def through_proxy(guest: Guest, action: str, stage: str, outcome: str | None = "failed") -> str:
     """A hand-over that comes to harm at a stage; see proxy.py. @return the reason that the outgoing side gives, if it failed"""
-    incoming = guest.start_incoming().wait_listening()
+    incoming = guest.start_incoming("-trace", "update_*").wait_listening()
     path = guest.directory / f"proxy{Incoming.count}"
     words = [*guest.wrapper, sys.executable, str(Path(__file__).with_name("proxy.py")), str(path), str(incoming.path), action, stage,
              str(incoming.pid)]
-    with subprocess.Popen(words, env=guest.environment) as proxy:
+    with subprocess.Popen(words, env=guest.environment, stdout=subprocess.PIPE, text=True) as proxy:
         try:
             report = guest.hand_over(path, outcome)
             if report["status"] == "failed":
                 incoming.exit_status()
         finally:
             proxy.kill()
+            said, _ = proxy.communicate()
+    assert said == "done\n", f"the proxy has not done '{action}' at '{stage}'"
     return report.get("error-desc", "")
 
 

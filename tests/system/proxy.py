@@ -25,21 +25,25 @@ CONNECT, and back. When the request for STAGE passes (or the message of type "go
     rename=OLD=NEW   forwards it with the name OLD changed (names of one length)
     state=OLD=NEW    replaces OLD in the state, which is in the shared memory, before it forwards the request
     state-cut        erases the second half of the state
+    state-future     replaces the version of a section, and that of the reader that it needs, by one that no baton has
 
-As a process of its own it dies like a peer: the kernel tells the outgoing side through its pidfd.
+When it comes to that, it says "done" on standard output: should it end without, the two sides have come to grief over something
+else. As a process of its own it dies like a peer: the kernel tells the outgoing side through its pidfd.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import mmap
 import os
+import re
 import select
 import signal
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 MESSAGE_MAX = 1 << 16
@@ -86,37 +90,50 @@ class Proxy:
             data, descriptors = self.harm_batch(data, descriptors)
         if not self.memory and message_type(data) == REQUEST and descriptors:
             self.memory = mmap.mmap(descriptors[0], os.fstat(descriptors[0]).st_size)
+        packets = [data]
         if self.is_concerned(data):
             self.armed = True
-            data = self.harm_request(data, descriptors)
+            packets = self.harm_request(data, descriptors)
         elif self.held:
             self.send(self.incoming, data, descriptors)
             (data, descriptors), self.held = self.held, None
+            packets = [data]
         if self.held:
             return
-        self.send(self.incoming, data, descriptors)
+        for packet in packets:
+            self.send(self.incoming, packet, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def harm_request(self, data: bytes, descriptors: list[int]) -> bytes:
+    def harm_request(self, data: bytes, descriptors: list[int]) -> list[bytes]:
+        """@return what is forwarded instead"""
+        packets = [data]
         match self.action.split("=", 1)[0]:
             case "kill-before":
                 self.end_both()
             case "hang":
-                signal.pause()
+                say_done()
+                stay()
             case "close-before":
                 self.close_both()
             case "short-request":
-                return data[:len(data) // 2]
+                packets = [data[:len(data) // 2]]
             case "twice-request":
-                self.send(self.incoming, data, descriptors)
+                packets = [data, data]
             case "late-request":
                 self.held = data, descriptors
             case "garbage-request":
-                return b"\xa5" * len(data)
-            case "state" | "state-cut":
-                self.harm_state()
-        return data
+                packets = [b"\xa5" * len(data)]
+            case "state":
+                self.harm_state(self.with_words_replaced)
+            case "state-cut":
+                self.harm_state(without_second_half)
+            case "state-future":
+                self.harm_state(from_the_future)
+            case _:
+                return packets  # what comes next is harmed
+        say_done()
+        return packets
 
     def harm_batch(self, data: bytes, descriptors: list[int]) -> tuple[bytes, list[int]]:
         match self.action.split("=", 1)[0]:
@@ -128,36 +145,46 @@ class Proxy:
                 os.close(descriptors.pop())
                 descriptors.append(os.open("/dev/null", os.O_RDWR))
             case "rename":
-                old, new = (word.encode() for word in self.action.split("=")[1:])
-                data = data.replace(old, new)
+                data = self.with_words_replaced(data)
+            case _:
+                return data, descriptors
+        say_done()
         return data, descriptors
 
-    def harm_state(self) -> None:
+    def harm_state(self, change: Callable[[bytes], bytes]) -> None:
         assert self.memory
-        state = self.memory[STATE_OFFSET:]
-        length = len(state.rstrip(b"\0"))
-        if self.action == "state-cut":
-            self.memory[STATE_OFFSET + length // 2:STATE_OFFSET + length] = bytes(length - length // 2)
-            return
+        before = self.memory[STATE_OFFSET:]
+        after = change(before)
+        assert len(after) == len(before) and after != before
+        self.memory[STATE_OFFSET:] = after
+
+    def with_words_replaced(self, data: bytes) -> bytes:
         old, new = (word.encode() for word in self.action.split("=")[1:])
-        assert old in state and len(old) == len(new)
-        self.memory[STATE_OFFSET:] = state.replace(old, new, 1)
+        assert old in data and len(old) == len(new)
+        return data.replace(old, new, 1)
 
     def forward_reply(self, data: bytes) -> None:
-        if self.armed:
-            match self.action:
-                case "kill-after":
-                    self.end_both()
-                case "close-after":
-                    self.close_both()
-                case "short-reply":
-                    data = data[:len(data) // 2]
-                case "twice-reply":
-                    self.send(self.outgoing, data)
-                case "garbage-reply":
-                    data = b"\xa5" * len(data)
-            self.armed = False
-        self.send(self.outgoing, data)
+        for packet in self.harm_reply(data) if self.armed else [data]:
+            self.send(self.outgoing, packet)
+        self.armed = False
+
+    def harm_reply(self, data: bytes) -> list[bytes]:
+        packets = [data]
+        match self.action:
+            case "kill-after":
+                self.end_both()
+            case "close-after":
+                self.close_both()
+            case "short-reply":
+                packets = [data[:len(data) // 2]]
+            case "twice-reply":
+                packets = [data, data]
+            case "garbage-reply":
+                packets = [b"\xa5" * len(data)]
+            case _:
+                return packets  # something else was harmed
+        say_done()
+        return packets
 
     def is_concerned(self, data: bytes) -> bool:
         """A request names its stage in a field: the CBOR texts "stage" and its value, one after the other."""
@@ -166,15 +193,36 @@ class Proxy:
         return b"\x65stage" + bytes([0x60 + len(self.stage)]) + self.stage in data
 
     def end_both(self) -> NoReturn:
+        say_done()
         os.kill(self.pid, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
     def close_both(self) -> NoReturn:
+        say_done()
         self.outgoing.close()
         self.incoming.close()
-        while True:
-            signal.pause()
+        stay()
+
+
+def without_second_half(state: bytes) -> bytes:
+    length = len(state.rstrip(b"\0"))
+    return state[:length // 2].ljust(len(state), b"\0")
+
+
+def from_the_future(state: bytes) -> bytes:
+    """Makes 23, the last number that is one byte of CBOR, of two numbers: the version of the first section that not every version may
+    read, and of its reader."""
+    return re.sub(rb"(version).(jmin_reader).", lambda found: found[1] + b"\x17" + found[2] + b"\x17", state, count=1, flags=re.DOTALL)
+
+
+def say_done() -> None:
+    print("done", flush=True)
+
+
+def stay() -> NoReturn:
+    while True:
+        signal.pause()
 
 
 def message_type(data: bytes) -> int:
@@ -183,4 +231,5 @@ def message_type(data: bytes) -> int:
 
 
 if __name__ == "__main__":
-    Proxy(*sys.argv[1:5], int(sys.argv[5])).run()  # type: ignore[call-arg]
+    with contextlib.suppress(ConnectionError):  # a side that has gone while something was forwarded to it
+        Proxy(*sys.argv[1:5], int(sys.argv[5])).run()  # type: ignore[call-arg]
