@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fault matrix: every stage of a hand-over, on both sides, times everything that can go wrong there.
 
-Nothing in it is written down by hand. The stages come from the table in src/update/stages.c (build/tests/faults/stages), the
+The points are found, not written down. The stages come from the table in src/update/stages.c (build/tests/faults/stages), the
 system calls of each from a hand-over that is recorded at the start: tests/faults/inject.c, preloaded into the program as it is
-shipped, keeps a log of them and later makes one of them fail, or holds the process there for a signal. What concerns messages
-and descriptors is done by proxy.py, which stands between the two sides.
+shipped, keeps a log of those that it wraps (tests/wrapped-calls compares them with the program's), and later makes one of them
+fail, or holds the process there for a signal. What concerns messages and descriptors is done by proxy.py, which stands between the
+two sides.
+
+What can go wrong at a point is written down here: how each call fails, what can happen to a message, to a batch of descriptors and
+to state, and what is said of it then; what there may be too little of; which calls an update may do without.
 
 test_faults.py runs a part of the matrix, test_every_fault.py all of it.
 """
@@ -14,8 +18,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import mmap
 import os
+import re
 import resource
 import signal
 import struct
@@ -32,8 +38,10 @@ from baton_lab import (BATON, Edu, FioLoad, Guest, Update, bind, is_alive, nvme_
                        wait_for)
 
 TOOLS = Path(BATON).parent / "tests/faults"
-EDU = "0000:00:03.0"
-SIDES = ("outgoing", "incoming")
+# The interrupts that are counted: messages, hundreds a second, and a line, each of whose interrupts is a dozen exits of the guest.
+EDUS = [("0000:00:03.0", "msi", Edu.REST), ("0000:00:04.0", "intx", 5 * Edu.REST)]
+PAUSED = ("pause", "switch", "go", "run")  # stages in which the guest stands still
+SLACK = 5.0  # seconds on top of a limit of the table: until that is noticed, and for undoing, in an emulated machine
 COMMITTED = {"outgoing": ("run", "finish"), "incoming": ("go", "finish")}  # where the guest is, or may be, the new process's
 
 
@@ -143,6 +151,7 @@ def held_update(guest: Guest, injection: Injection, call: Call, *trace: str) -> 
         finally:
             injection.clear()
             output, errors = update.communicate(timeout=60)
+    guest.updates.append(Update(update.returncode, output, errors))
     assert update.returncode == 0, output + errors
     guest.drop_clients()
 
@@ -166,44 +175,60 @@ class Subject:
         bind("all")
         self.iommufd = iommufd
         self.guest: Guest | None = None
-        self.edu: Edu | None = None
+        self.edus: list[Edu] = []
         self.fio: FioLoad | None = None
+        self.seen = 0  # bytes of the log that are older than the present hand-over
 
     def start(self) -> None:
         words = [*vfio_options("02:00.0", ident="blk1", iommufd=self.iommufd, declare=False),
-                 *vfio_options("03:00.0", ident="edu0", iommufd=self.iommufd, declare=False), "-trace", "update_*"]
+                 *vfio_options("03:00.0", ident="edu0", iommufd=self.iommufd, declare=False),
+                 *vfio_options("04:00.0", ident="edu1", iommufd=self.iommufd, declare=False), "-trace", "update_*"]
         # Some of what is done here kills the guest, and the root file system is not what is tested.
         self.guest = nvme_guest(*words, iommufd=self.iommufd, append="ro")
         self.guest.runtime.mkdir(mode=0o700)
         run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64", "tmpfs", self.guest.runtime)
+        self.guest.options += ["-pidfile", str(self.pidfile)]
         self.injection = preload(self.guest)
         self.guest.boot()
+
+    @property
+    def pidfile(self) -> Path:
+        """All that is made in the runtime directory when a new process has the guest already."""
+        return self.guest.runtime / self.guest.name / "pid"
+
+    def start_interrupts(self) -> None:
+        self.edus = [Edu(self.guest, address, mode, f"/tmp/{mode}", rest) for address, mode, rest in EDUS]
 
     def load(self) -> None:
         if not self.guest:
             self.start()
-        if not self.edu:
-            self.edu = Edu(self.guest, EDU, "msi", rest=Edu.REST)
+        if not self.edus:
+            self.start_interrupts()
             self.fio = FioLoad(self.guest, "/dev/vda")
 
     def suffer(self, fault: Fault) -> None:
         """After a failure the next test has a guest of its own."""
-        self.load()
         try:
+            if fault.is_loss():
+                self.account()  # while there is somebody to ask
+            self.load()
+            self.look_from_here()
             fault.strike(self)
         except BaseException:
-            print(self.guest.report())
+            if self.guest:
+                print(self.guest.report())
             self.end()
             raise
 
     def account(self) -> None:
         """Everything that was raised was handled, and what fio wrote was there."""
-        if self.edu:
-            self.edu.stop().check()
+        for edu in self.edus:
+            edu.stop().check()
+        if self.fio:
             assert self.fio.stop() > 0
             self.guest.check_alive()
             self.guest.check_kernel_log()
-        self.edu = self.fio = None
+        self.edus, self.fio = [], None
 
     def lose(self) -> None:
         """The process that ran the guest was killed."""
@@ -214,11 +239,43 @@ class Subject:
         if self.guest:
             self.guest.destroy()
             run("umount", self.guest.runtime)
-        self.guest = self.edu = self.fio = None
+        self.guest = self.fio = None
+        self.edus = []
 
     def update(self) -> Update:
         """An update that may fail, but not take longer than the table allows."""
-        return self.guest.update("--trace", "update_*", check=False)
+        self.look_from_here()
+        update = self.guest.update("--trace", "update_*", check=False)
+        self.check_limits()
+        return update
+
+    def look_from_here(self) -> None:
+        self.seen = self.guest.log_path.stat().st_size
+
+    def said(self) -> str:
+        """What the outgoing side has said in the present hand-over, and the incoming side since it has the guest."""
+        return self.guest.log_path.read_bytes()[self.seen:].decode(errors="replace")
+
+    def has_concluded(self) -> bool:
+        """The outgoing side knows where the guest is."""
+        return "update_conclude side=outgoing" in self.said()
+
+    def check_limits(self) -> None:
+        """No stage took longer than the table allows, and the guest did not stand still for longer than the stages may in which it
+        is paused. Times are the outgoing side's; the last stage ends with the conclusion, when all has been undone."""
+        begun, ended = {}, {}
+        lines = re.findall(r"@([\d.]+):update_(stage_begin|stage_end|conclude) side=outgoing \w+=(\w+)", self.said())
+        for seconds, event, what in lines:
+            if event == "stage_begin":
+                begun[what] = float(seconds)
+            else:
+                ended[what if event == "stage_end" else list(begun)[-1]] = float(seconds)
+        stages = [stage for stage in Stage.table() if stage.name in begun]
+        assert stages, "the outgoing side has traced nothing"
+        paused = [stage for stage in stages if stage.name in PAUSED]
+        for span in filter(None, [*([stage] for stage in stages), paused]):
+            took = ended[span[-1].name] - begun[span[0].name]
+            assert took < sum(stage.limit for stage in span) + SLACK, f"{span[0].name} to {span[-1].name}: {took:.1f} s"
 
     def other_process(self, outgoing: int, client: int) -> int:
         """The incoming process of an update that is under way."""
@@ -227,16 +284,20 @@ class Subject:
         return others[0]
 
     def outlive_stop(self, fault: Signal, victim: int, incoming: int) -> None:
-        """A process stands still. The other one gives up in time, or has the guest already; then the first goes on."""
-        if fault.side == "outgoing":
-            done = ((lambda: self.guest.pid == incoming) if fault.is_committed() else (lambda: not is_alive(incoming)))
-            wait_for("the incoming process", done, sum(stage.limit for stage in Stage.table()))
-        elif fault.is_committed():
-            time.sleep(1)  # the guest stands still as well
-        else:
-            return  # the outgoing process kills it, or who has started it does
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGCONT)
+        """A process stands still. The other one draws its conclusion in the time that the table leaves it: it gives up, or keeps the
+        guest. What has not been killed by then goes on afterwards."""
+        table = Stage.table()
+        remaining = table[[stage.name for stage in table].index(fault.stage):]
+
+        def other_has_concluded() -> bool:
+            if fault.side == "incoming":
+                return self.has_concluded()
+            return self.guest.pid == incoming if fault.is_committed() else not is_alive(incoming)
+
+        wait_for("the other side's conclusion", other_has_concluded, sum(stage.limit for stage in remaining) + SLACK)
+        if fault.side == "outgoing" or fault.is_committed():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
 
     def record(self) -> list[Call]:
         """Every call of an update that goes well, in order."""
@@ -250,7 +311,8 @@ class Subject:
         self.guest.drop_clients()
         wait_for("one process only", lambda: len(self.guest.processes()) == 1)
         assert (self.guest.pid == before) == (home == "before"), self.guest.updates[-1]
-        self.edu.wait_for_more()
+        for edu in self.edus:
+            edu.wait_for_more()
         assert self.guest.run_status() == "running"
 
     def check_next_update(self) -> None:
@@ -258,6 +320,8 @@ class Subject:
         update = self.update()
         assert update.status == 0, update
         self.guest.drop_clients()
+        pid = re.findall(r"runs in process (\d+)", update.output)[-1]
+        wait_for("its pid file", lambda: self.pidfile.read_text().strip() == pid)
 
 
 def home_after(update: Update) -> str:
@@ -281,6 +345,10 @@ class Fault:
         """Does it, and checks that nothing was lost."""
         raise NotImplementedError
 
+    def is_loss(self) -> bool:
+        """Whoever runs the guest is killed, and takes it along."""
+        return False
+
 
 @dataclass(frozen=True)
 class FailingCall(Fault):
@@ -303,6 +371,7 @@ class FailingCall(Fault):
     def is_harmless(self) -> bool:
         call = self.call
         return (call.stage in COMMITTED[call.side] or call.name in HARMLESS
+                or (call.stage == "prepare" and call.name in HARMLESS_IN_PREPARE)
                 or (call.stage == "rehearse" and call.request in HARMLESS_IN_REHEARSAL)
                 or ((call.stage, call.name, call.request) == ("rehearse", "ioctl", UNMAP_DMA) and call.number > 1))
 
@@ -310,6 +379,8 @@ class FailingCall(Fault):
 # What an update does not depend on, so that it may succeed: letting go of things; advice, a larger buffer; lines of the log, and
 # wake-ups through an eventfd, which fail only when it has been signalled already.
 HARMLESS = {"close", "munmap", "madvise", "write", "setsockopt"}
+# And to read in sysfs or fdinfo whose a device's descriptor is: where nothing is said of that, it is taken for what it is called.
+HARMLESS_IN_PREPARE = {"opendir", "readdir64", "fgets", "fscanf"}
 # And what is done for the guest's first steps, KVM_PRE_FAULT_MEMORY, after the question whether the kernel has it.
 PRE_FAULT_MEMORY, CHECK_EXTENSION = 0xc040aed5, 0xae03
 HARMLESS_IN_REHEARSAL = {PRE_FAULT_MEMORY, CHECK_EXTENSION}
@@ -350,6 +421,8 @@ class Signal(Fault):
             subject.lose()
             return
         subject.check_home(before, "after" if self.is_committed() else "before")
+        if self.side == "incoming":
+            subject.check_limits()
         subject.check_next_update()
 
     def is_committed(self) -> bool:
@@ -365,7 +438,6 @@ class Signal(Fault):
         return 20 if self.stage == "hello" else 120
 
     def is_loss(self) -> bool:
-        """Whoever runs the guest takes it along when it is killed."""
         return self.signal == signal.SIGKILL and self.is_committed() == (self.side == "incoming")
 
 
@@ -388,22 +460,55 @@ class Message(Fault):
             subject.lose()
             return
         subject.check_home(before, "before" if reason else "after")
+        subject.check_limits()
+        said = subject.said() + guest.incoming.log
         subject.check_next_update()
-        assert reason or self.is_late(), "nobody noticed"
+        assert self.is_race() or bool(reason) != self.is_late(), reason or "nobody noticed in time"
+        assert self.is_unread() or re.search(self.complaint(), said), said
         if reason and self.is_death():
             assert ("run" if self.stage == "go" else self.stage) in reason, reason
 
     def is_loss(self) -> bool:
-        """Whoever runs the guest takes it along when it is killed."""
-        return self.stage == "finish" and self.action in ("kill-before", "kill-after")
+        return (self.stage, self.action) in (("go", "kill-after"), ("finish", "kill-before"), ("finish", "kill-after"))
 
     def is_death(self) -> bool:
         """The reason says in which stage the other process was lost."""
         return self.action in ("kill-before", "kill-after", "hang")
 
+    def is_answer(self) -> bool:
+        return self.action.endswith(("-after", "-reply"))
+
     def is_late(self) -> bool:
-        """The guest has moved when it is noticed. (What comes after the switch's reply is read when the go is out.)"""
-        return self.stage == "finish" or (self.stage, self.action) in (("go", "twice-request"), ("switch", "twice-reply"))
+        """The guest has moved when it is noticed."""
+        return self.stage == "finish" or (self.stage == "go" and (self.is_answer() or self.action == "twice-request"))
+
+    def is_race(self) -> bool:
+        """The second answer is read when the go is out: the guest is whose that is faster."""
+        return (self.stage, self.action) == ("switch", "twice-reply")
+
+    def is_unread(self) -> bool:
+        """Nothing more was expected."""
+        return self.is_race() or (self.stage == "finish" and self.action in ("twice-request", "twice-reply"))
+
+    def complaint(self) -> str:
+        """What one of the two sides says of it, at least: a pattern."""
+        if self.stage == "go" and self.action in ("short-reply", "garbage-reply"):
+            return ACTIONS["twice-reply"]  # it does not matter any more what an answer says; but the next one is out of turn then
+        return (ACTIONS | BATCH_ACTIONS | STATE_ACTIONS)[self.action]
+
+
+@contextlib.contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """No file can be made in a file system."""
+    made = []
+    with contextlib.suppress(OSError):
+        for number in itertools.count():
+            filler = directory / f"filler{number}"
+            filler.touch()
+            made.append(filler)
+    yield
+    for filler in made:
+        filler.unlink()
 
 
 @dataclass(frozen=True)
@@ -420,7 +525,7 @@ class Shortage(Fault):
         before = guest.pid
         with getattr(self, self.what)(guest) as binary:
             update = guest.update(binary=binary, check=False)
-        assert update.status != 0, update
+        assert update.status != 0 and SHORTAGES[self.what] in update.errors, update
         subject.check_home(before, home_after(update))
         subject.check_next_update()
 
@@ -439,17 +544,9 @@ class Shortage(Fault):
     def memory(self, guest: Guest) -> contextlib.AbstractContextManager[Path]:
         return self.limited(guest, "-v 120000")
 
-    @contextlib.contextmanager
-    def disk(self, guest: Guest) -> Iterator[None]:
-        """No file can be made where sockets are."""
-        count = 0
-        with contextlib.suppress(OSError):
-            while True:
-                (guest.runtime / f"filler{count}").touch()
-                count += 1
-        yield
-        for number in range(count):
-            (guest.runtime / f"filler{number}").unlink()
+    def disk(self, guest: Guest) -> contextlib.AbstractContextManager[None]:
+        """Where sockets are."""
+        return full(guest.runtime)
 
     @contextlib.contextmanager
     def outgoing_descriptors(self, guest: Guest) -> Iterator[None]:
@@ -460,14 +557,65 @@ class Shortage(Fault):
         resource.prlimit(guest.pid, resource.RLIMIT_NOFILE, former)
 
 
+@dataclass(frozen=True)
+class LateShortage(Fault):
+    """No file can be made any more where the sockets are, from the middle of a stage on. What is made then is the pid file, which
+    is nothing to give a guest up for."""
+
+    call: Call
+
+    def __str__(self) -> str:
+        return f"no-disk-{self.call}"
+
+    def strike(self, subject: Subject) -> None:
+        guest = subject.guest
+        before = guest.pid
+        with contextlib.ExitStack() as afterwards:
+            with held_update(guest, subject.injection, self.call):
+                afterwards.enter_context(full(guest.runtime))
+        errors = guest.updates[-1].errors
+        assert "-pidfile: cannot write" in errors and SHORTAGES["disk"] in errors, errors
+        assert int(subject.pidfile.read_text()) == before
+        subject.check_home(before, "after")
+        subject.check_next_update()
+
+
 # ---- the matrix ----
 
-ACTIONS = ["kill-before", "kill-after", "hang", "close-before", "close-after", "short-request", "short-reply", "twice-request",
-           "twice-reply", "garbage-request", "garbage-reply"]
-BATCH_ACTIONS = ["late-request", "drop-descriptor", "more-descriptor", "other-descriptor", "rename=ram/0=ram/1"]
-STATE_ACTIONS = ["state-cut", "state=dtypedvcpugversion=dtypedvcpugversjon", "state=dtypeepower=dtypeefower"]
-GO_ACTIONS = ["kill-before", "hang", "close-before", "short-request", "twice-request", "garbage-request"]
-SHORTAGES = ["descriptors", "memory", "disk", "outgoing_descriptors"]
+# What can happen to a request or its answer, to a batch of descriptors, to state (see proxy.py); and what is said of it: a pattern.
+ACTIONS = {
+    "kill-before": "has ended",
+    "kill-after": "has ended",
+    "hang": "sent nothing within",
+    "close-before": "has closed the channel",
+    "close-after": "has closed the channel",
+    "short-request": "bytes of payload and has|is no message",
+    "short-reply": "bytes of payload and has",
+    "twice-request": "arrived where",
+    "twice-reply": "arrived where",
+    "garbage-request": "is no message",
+    "garbage-reply": "is no message",
+}
+BATCH_ACTIONS = {
+    "late-request": "arrived where",
+    "drop-descriptor": "descriptors and has",
+    "more-descriptor": "descriptors and has",
+    "other-descriptor": "cannot watch an eventfd",
+    "rename=ram/0=ram/1": "'ram/0' is missing",
+}
+STATE_ACTIONS = {
+    "state-cut": "an unsigned integer at byte [0-9]+ where",
+    "state=dtypedvcpugversion=dtypedvcpugversjon": "key 'version' is missing",
+    "state=dtypeepower=dtypeefower": "fower.*required",
+    "state-future": "use a newer baton",
+}
+# What there can be too little of, and what is said of that.
+SHORTAGES = {
+    "descriptors": "open files",
+    "memory": os.strerror(errno.ENOMEM),
+    "disk": os.strerror(errno.ENOSPC),
+    "outgoing_descriptors": "open files",
+}
 
 
 def message_faults(stages: list[Stage]) -> Iterator[Message]:
@@ -476,7 +624,7 @@ def message_faults(stages: list[Stage]) -> Iterator[Message]:
             yield from (Message("incoming", stage.name, action) for action in ACTIONS)
     yield from (Message("incoming", "describe", action) for action in BATCH_ACTIONS)
     yield from (Message("incoming", stage, action) for stage in ("rehearse", "switch") for action in STATE_ACTIONS)
-    yield from (Message("incoming", "go", action) for action in GO_ACTIONS)
+    yield from (Message("incoming", "go", action) for action in ACTIONS)
 
 
 def first_middle_last(calls: list[Call]) -> list[Call]:
@@ -506,8 +654,10 @@ def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
     """All faults, in the order of stages, so that those of one stage and side are together."""
     for stage in stages:
         assert all(any((call.side, call.stage) == (side, stage.name) for call in calls) for side in stage.sides), stage
+    preparing = next(call for call in calls if (call.side, call.stage) == ("incoming", "prepare"))
     faults: list[Fault] = [*call_faults(calls), *signal_faults(calls), *message_faults(stages),
-                           *(Shortage("incoming", "prepare", what) for what in SHORTAGES)]
+                           *(Shortage("incoming", "prepare", what) for what in SHORTAGES),
+                           LateShortage("incoming", "prepare", preparing)]
     order = [stage.name for stage in stages]
     return sorted(faults, key=lambda fault: (order.index(fault.stage), fault.side))
 
@@ -515,9 +665,9 @@ def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
 def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
     """What ./check has the time for: of each side's part of a stage an error and a kill, the other's death before every message,
     and after those from quiesce on (earlier, that is the same as before the next one), each other thing that can happen to one once,
-    at stages in turn, all shortages, and one loss of the guest, after which the new process must not wait for ever. In a container
-    only what is different there: errors and deaths in the stage in which ownership moves, and at the ends of those after it, with
-    everything to be taken back."""
+    at stages in turn or at the go, one of what can happen to the answer to the go, all shortages, and one loss of the guest, after
+    which the new process must not wait for ever. In a container only what is different there: errors and deaths in the stage in
+    which ownership moves, and at the ends of those after it, with everything to be taken back."""
     early = ("hello", "describe", "prepare", "rehearse")
     faults = [fault for fault in faults if not (isinstance(fault, Message) and fault.action == "kill-after" and fault.stage in early)]
     if back_end == "container":
@@ -530,16 +680,19 @@ def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
             alike.setdefault(f"error {fault.side} {fault.stage}", []).append(fault)
         elif isinstance(fault, Signal) and not fault.is_loss() and (fault.signal == signal.SIGKILL or fault.stage == "switch"):
             alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
-        elif isinstance(fault, Signal) and fault.is_loss() and fault.stage == "hello":
-            alike.setdefault("loss", [fault])
-        elif isinstance(fault, Message) and fault.action.startswith("kill") and not fault.is_loss():
+        elif fault.is_loss():
+            if isinstance(fault, Signal) and fault.stage == "hello":
+                alike.setdefault("loss", [fault])
+        elif isinstance(fault, Message) and fault.action.startswith("kill"):
             alike[str(fault)] = [fault]
-        elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS + STATE_ACTIONS):
+        elif isinstance(fault, Message) and fault.stage == "go" and fault.is_answer():
+            alike.setdefault("answer to the go", []).append(fault)
+        elif isinstance(fault, Message) and (fault.stage == "go" or fault.action in BATCH_ACTIONS | STATE_ACTIONS):
             alike.setdefault(fault.action, []).append(fault)
-        elif isinstance(fault, Message) and fault.action != "hang" and turns.get(fault.stage) == ACTIONS.index(fault.action) % 3:
+        elif isinstance(fault, Message) and fault.action != "hang" and turns.get(fault.stage) == list(ACTIONS).index(fault.action) % 3:
             alike[fault.action] = [fault]
-        elif isinstance(fault, Shortage):
-            alike[fault.what] = [fault]
+        elif isinstance(fault, (Shortage, LateShortage)):
+            alike[str(fault)] = [fault]
     chosen = {some[len(some) // 2] for some in alike.values()}
     return [fault for fault in faults if fault in chosen]
 
@@ -561,10 +714,9 @@ def generate(metafunc: pytest.Metafunc, choose: Callable[[list[Fault], str], lis
             other.end()
         subject = SUBJECTS[name] = Subject(iommufd)
         subject.start()
-        subject.edu = Edu(subject.guest, EDU, "msi", rest=Edu.REST)  # its interrupt makes calls, too
+        subject.start_interrupts()  # they make calls, too
         faults = choose(matrix(Stage.table(), certain(subject.record())), name)
-        subject.edu.stop().check()
-        subject.edu = None
+        subject.account()
         rows[:0] = [pytest.param((name, phase(fault.stage)), fault, id=f"{name}-{fault}") for fault in faults]
     metafunc.parametrize(("subject", "fault"), rows, indirect=["subject"], scope="module")
 

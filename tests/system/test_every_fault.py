@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# lab-all: --timeout 7000 --memory 3072 --device nvme --device virtio-blk:size=64M --device edu,dma_mask=0xffffffffffffffff
+# lab-all: --timeout 9000 --memory 3072 --device nvme --device virtio-blk:size=64M --device edu,dma_mask=0xffffffffffffffff --device edu,dma_mask=0xffffffffffffffff
 """The whole fault matrix, which takes long: see faults.py."""
 
 from __future__ import annotations
