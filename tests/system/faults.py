@@ -186,7 +186,7 @@ class Subject:
         # Some of what is done here kills the guest, and the root file system is not what is tested.
         self.guest = nvme_guest(*words, iommufd=self.iommufd, append="ro")
         self.guest.runtime.mkdir(mode=0o700)
-        run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64", "tmpfs", self.guest.runtime)
+        run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64,size=64k", "tmpfs", self.guest.runtime)
         self.guest.options += ["-pidfile", str(self.pidfile)]
         self.injection = preload(self.guest)
         self.guest.boot()
@@ -499,15 +499,17 @@ class Message(Fault):
 
 @contextlib.contextmanager
 def full(directory: Path) -> Iterator[None]:
-    """No file can be made in a file system."""
-    made = []
+    """No file can be made in a file system; and where one is deleted, none can be made that is not empty."""
+    fillers = [directory / "filler"]
+    with contextlib.suppress(OSError):
+        fillers[0].write_bytes(bytes(1 << 20))
     with contextlib.suppress(OSError):
         for number in itertools.count():
             filler = directory / f"filler{number}"
             filler.touch()
-            made.append(filler)
+            fillers.append(filler)
     yield
-    for filler in made:
+    for filler in fillers:
         filler.unlink()
 
 
