@@ -665,26 +665,28 @@ def matrix(stages: list[Stage], calls: list[Call]) -> list[Fault]:
 
 
 def part_of(faults: list[Fault], back_end: str) -> list[Fault]:
-    """What ./check has the time for: of each side's part of a stage an error and a kill, the other's death before every message,
-    and after those from quiesce on (earlier, that is the same as before the next one), each other thing that can happen to one once,
-    at stages in turn or at the go, one of what can happen to the answer to the go, all shortages, and one loss of the guest, after
-    which the new process must not wait for ever. In a container only what is different there: errors and deaths in the stage in
-    which ownership moves, and at the ends of those after it, with everything to be taken back."""
+    """What ./check has the time for: of each side's part of a stage an error and a kill, three processes that stand still, the
+    other's death before every message, and after those from quiesce on (earlier, that is the same as before the next one), each
+    other thing that can happen to one once, at stages in turn or at the go, one of what can happen to the answer to the go, all
+    shortages, and one loss of the guest, after which the new process must not wait for ever. In a container only what is different
+    there: errors and deaths in the stage in which ownership moves, and at the ends of those after it, with everything to be taken
+    back."""
     early = ("hello", "describe", "prepare", "rehearse")
     faults = [fault for fault in faults if not (isinstance(fault, Message) and fault.action == "kill-after" and fault.stage in early)]
     if back_end == "container":
         faults = [fault for fault in faults if fault.stage in ("quiesce", "switch", "go")
                   and (not isinstance(fault, Message) or fault.is_death())]
     turns = {"describe": 0, "quiesce": 1, "switch": 2}
+    stops = (("outgoing", "switch"), ("incoming", "switch"), ("incoming", "finish"))
     alike: dict[str, list[Fault]] = {}
     for fault in faults:
-        if isinstance(fault, FailingCall):
-            alike.setdefault(f"error {fault.side} {fault.stage}", []).append(fault)
-        elif isinstance(fault, Signal) and not fault.is_loss() and (fault.signal == signal.SIGKILL or fault.stage == "switch"):
-            alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
-        elif fault.is_loss():
+        if fault.is_loss():
             if isinstance(fault, Signal) and fault.stage == "hello":
                 alike.setdefault("loss", [fault])
+        elif isinstance(fault, FailingCall):
+            alike.setdefault(f"error {fault.side} {fault.stage}", []).append(fault)
+        elif isinstance(fault, Signal) and (fault.signal == signal.SIGKILL or (fault.side, fault.stage) in stops):
+            alike.setdefault(f"{fault.signal} {fault.side} {fault.stage}", []).append(fault)
         elif isinstance(fault, Message) and fault.action.startswith("kill"):
             alike[str(fault)] = [fault]
         elif isinstance(fault, Message) and fault.stage == "go" and fault.is_answer():
