@@ -26,7 +26,6 @@ import resource
 import signal
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +262,8 @@ class Subject:
     def check_limits(self) -> None:
         """No stage took longer than the table allows, and the guest did not stand still for longer than the stages may in which it
         is paused. Times are the outgoing side's; the last stage ends with the conclusion, when all has been undone."""
-        begun, ended = {}, {}
+        begun: dict[str, float] = {}
+        ended: dict[str, float] = {}
         lines = re.findall(r"@([\d.]+):update_(stage_begin|stage_end|conclude) side=outgoing \w+=(\w+)", self.said())
         for seconds, event, what in lines:
             if event == "stage_begin":
@@ -284,8 +284,8 @@ class Subject:
         return others[0]
 
     def outlive_stop(self, fault: Signal, victim: int, incoming: int) -> None:
-        """A process stands still. The other one draws its conclusion in the time that the table leaves it: it gives up, or keeps the
-        guest. What has not been killed by then goes on afterwards."""
+        """A process stands still until the other one knows where the guest is, for which the table leaves it so much time. Then it
+        goes on, unless it has been given up: such a one is killed as it stands."""
         table = Stage.table()
         remaining = table[[stage.name for stage in table].index(fault.stage):]
 
