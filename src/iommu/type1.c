@@ -291,7 +291,7 @@ static int check_identity(const struct iommu_device *device, struct error *error
             said = sysfs_name(line);
     }
     if (file != NULL) {
-        failed = ferror(file);
+        failed = said == NULL && !feof(file);
         fclose(file);
     }
     if (failed)

@@ -87,8 +87,9 @@ static void end(bool goes_on)
 
 /* A trace line, such as "12@34.5:update_stage_begin side=incoming stage=prepare". To a stage of the
  * incoming side belong its answer and the wait for what comes next; its part of "go" is between
- * that event and the next stage. The line of update_go counts as a call, which stands for what is
- * left to do before the guest is claimed. @return whether it was a line that does not count */
+ * that event and the next stage. The incoming side's lines of update_go and update_claim count as
+ * calls: they stand for what is left to do before the guest is claimed, and before it runs.
+ * @return whether it was a line that does not count */
 static bool read_trace(const char *text, size_t length)
 {
     char line[128], event[32], who[FAULT_NAME_SIZE], what[FAULT_NAME_SIZE];
@@ -103,6 +104,8 @@ static bool read_trace(const char *text, size_t length)
         begin("incoming", "go");
         return false;
     }
+    if (strcmp(event, "update_claim") == 0 && strstr(line, "side=incoming"))
+        return false;
     if (strcmp(event, "update_stage_begin") == 0 &&
         sscanf(line, "%*s side=%15s stage=%15s", who, what) == 2)
         begin(who, what);

@@ -371,7 +371,6 @@ class FailingCall(Fault):
     def is_harmless(self) -> bool:
         call = self.call
         return (call.stage in COMMITTED[call.side] or call.name in HARMLESS
-                or (call.stage == "prepare" and call.name in HARMLESS_IN_PREPARE)
                 or (call.stage == "rehearse" and call.request in HARMLESS_IN_REHEARSAL)
                 or ((call.stage, call.name, call.request) == ("rehearse", "ioctl", UNMAP_DMA) and call.number > 1))
 
@@ -379,8 +378,6 @@ class FailingCall(Fault):
 # What an update does not depend on, so that it may succeed: letting go of things; advice, a larger buffer; lines of the log, and
 # wake-ups through an eventfd, which fail only when it has been signalled already.
 HARMLESS = {"close", "munmap", "madvise", "write", "setsockopt"}
-# And to read in sysfs or fdinfo whose a device's descriptor is: where nothing is said of that, it is taken for what it is called.
-HARMLESS_IN_PREPARE = {"opendir", "readdir64", "fgets", "fscanf"}
 # And what is done for the guest's first steps, KVM_PRE_FAULT_MEMORY, after the question whether the kernel has it.
 PRE_FAULT_MEMORY, CHECK_EXTENSION = 0xc040aed5, 0xae03
 HARMLESS_IN_REHEARSAL = {PRE_FAULT_MEMORY, CHECK_EXTENSION}
@@ -427,11 +424,11 @@ class Signal(Fault):
 
     def is_committed(self) -> bool:
         """The new process has the guest, or will have it."""
-        return self.stage in COMMITTED[self.side] and not self.is_before_claim()
+        return self.stage in COMMITTED[self.side] and not self.gives_back()
 
-    def is_before_claim(self) -> bool:
-        """The go has come, the guest has not been claimed yet: inject.c makes a call of the event's line."""
-        return (self.side, self.stage, self.call.name) == ("incoming", "go", "write") and self.call.number == 1
+    def gives_back(self) -> bool:
+        """The go has come, the guest has not been claimed yet; or it has, but has not run, which only a death makes certain."""
+        return self.call == GO_LINE or (self.call == CLAIM_LINE and self.signal == signal.SIGKILL)
 
     def patience(self) -> int:
         """How long "baton update" waits for all of it, in seconds. A new process that nobody connects to has no other limit."""
@@ -602,7 +599,7 @@ BATCH_ACTIONS = {
     "late-request": "arrived where",
     "drop-descriptor": "descriptors and has",
     "more-descriptor": "descriptors and has",
-    "other-descriptor": "cannot watch an eventfd",
+    "other-descriptor": "is not an eventfd",
     "rename=ram/0=ram/1": "'ram/0' is missing",
 }
 STATE_ACTIONS = {
@@ -644,11 +641,15 @@ def call_faults(calls: list[Call]) -> Iterator[FailingCall]:
     yield from (FailingCall(call.side, call.stage, call) for call in dict.fromkeys(calls))
 
 
+# The incoming side's lines of update_go and update_claim: inject.c makes calls of them.
+GO_LINE, CLAIM_LINE = (Call("incoming", "go", "write", number=number) for number in (1, 2))
+
+
 def signal_faults(calls: list[Call]) -> Iterator[Signal]:
-    """Before the first, middle and last call of each side's part of a stage."""
+    """Before the first, middle and last call of each side's part of a stage, and between the guest's being claimed and its running."""
     for side, stage in dict.fromkeys((call.side, call.stage) for call in calls):
         mine = [call for call in calls if (call.side, call.stage) == (side, stage)]
-        for call in first_middle_last(mine):
+        for call in dict.fromkeys([*first_middle_last(mine), *(call for call in mine if call == CLAIM_LINE)]):
             yield from (Signal(side, stage, call, number) for number in (signal.SIGKILL, signal.SIGSTOP))
 
 
