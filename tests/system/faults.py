@@ -112,6 +112,11 @@ class Injection:
         self.page[self.PLAN:self.REACHED] = call.pack()
         struct.pack_into("<I", self.page, self.REACHED, 0)
 
+    def end_hold(self, error: int) -> None:
+        """Whoever is held goes on: the call is made, or returns an error instead."""
+        struct.pack_into("<i", self.page, 4, error)
+        self.page[0] = self.ERROR if error else self.NONE  # at once: pack_into() makes it NONE first
+
     def clear(self) -> None:
         """Whoever is held goes on. What was logged must not be taken for what is being logged: both processes do that at once."""
         struct.pack_into("<I", self.page, 0, self.NONE)
@@ -138,9 +143,10 @@ def preload(guest: Guest) -> Injection:
 
 
 @contextlib.contextmanager
-def held_update(guest: Guest, injection: Injection, call: Call, *trace: str) -> Iterator[subprocess.Popen[str]]:
+def held_update(guest: Guest, injection: Injection, call: Call, *trace: str, error: int = 0) -> Iterator[subprocess.Popen[str]]:
     """An update that waits just before a call, for as long as the block takes; then it goes on, and succeeds.
-    @param trace what the new process traces besides"""
+    @param trace what the new process traces besides
+    @param error what the call returns then: the update fails, and is undone"""
     injection.plan(Injection.HOLD, call)
     words = [guest.binary, "update", guest.name, *(word for pattern in ("update_*", *trace) for word in ("--trace", pattern))]
     with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
@@ -148,10 +154,11 @@ def held_update(guest: Guest, injection: Injection, call: Call, *trace: str) -> 
             wait_for(str(call), lambda: injection.reached)
             yield update
         finally:
-            injection.clear()
+            injection.end_hold(error)
             output, errors = update.communicate(timeout=60)
+    injection.clear()
     guest.updates.append(Update(update.returncode, output, errors))
-    assert update.returncode == 0, output + errors
+    assert home_after(guest.updates[-1]) == ("before" if error else "after"), guest.updates[-1]
     guest.drop_clients()
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -44,6 +46,11 @@ NICS = [Nic("e1000", "02:00.0", "0000:00:02.0", "lab0", "10.1.1", "e1000", 18),
         Nic("rtl8139", "03:00.0", "0000:00:03.0", "lab1", "10.1.2", "8139cp", 19)]
 READINGS = (0xC208AE62, 0x8070AE9F, 0x8400AE8E)  # KVM_GET_IRQCHIP, KVM_GET_PIT2, KVM_GET_LAPIC
 EDU = "0000:00:0a.0"  # eight slots after the first NIC, whose line it shares
+KVM_IRQFD = 0x4020AE76
+# Where updates fail here: edu's line has two irqfds, and the thread has the drive's interrupts only; the thread has all of them; they
+# are held; the new process has their state as well.
+FAILURES = [Call("outgoing", "quiesce", "ioctl", KVM_IRQFD, 4),
+            *(Call("outgoing", stage, "sendmsg") for stage in ("quiesce", "switch", "go"))]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,9 @@ def make_guest(iommufd: str, *options: str, append: str = "") -> Guest:
     """With its drive, edu, and what else is given."""
     bind("all")
     edu = vfio_options("04:00.0", ident="edu0", iommufd=iommufd, declare=False, more=",addr=0xa")
-    return nvme_guest(*edu, *options, iommufd=iommufd, append=append)
+    guest = nvme_guest(*edu, *options, iommufd=iommufd, append=append)
+    guest.injection = preload(guest)
+    return guest
 
 
 def configure(guest: Guest) -> None:
@@ -92,6 +101,12 @@ def host_interrupts(address: str) -> int:
         if f"vfio-intx(0000:{address})" in line:
             return sum(int(word) for word in line.split()[1:] if word.isdigit())
     raise AssertionError(f"{address} has no INTx armed")
+
+
+def undone_update(guest: Guest, call: Call) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """An update that is held for as long as the block takes, and fails then."""
+    guest.qmp.execute("trace-event-set-state", name="update_*", enable=True)
+    return held_update(guest, guest.injection, call, error=errno.EIO)
 
 
 def test_lines(guest: Guest) -> None:
@@ -161,14 +176,18 @@ def test_pending_at_the_switch(guest: Guest, nic: Nic) -> None:
 @iommufd_only
 def test_masked_lines(guest: Guest) -> None:
     """An interrupt that the guest holds or masks through INTx disable, over updates at each step."""
-    update_at_each_step(guest)
+    update_at_each_step(guest, FAILURES)
+    update_at_each_step(guest, FAILURES[::-1])
 
 
-def update_at_each_step(guest: Guest) -> None:
+def update_at_each_step(guest: Guest, failures: list[Call]) -> None:
+    """And then one that is undone: the guest goes on in the process that has taken it back."""
     edu = Edu(guest, EDU, "steps")
-    for number in range(1, 5):
+    for number, call in enumerate(failures, 1):
         edu.wait_step(number)
         guest.update()
+        with undone_update(guest, call):
+            pass
         edu.go(number)
     assert edu.result() == "ok"
     guest.check_kernel_log()
@@ -185,6 +204,46 @@ def test_shared_line_across_updates(guest: Guest, trace: Trace) -> None:
             guest.update()
         edu.wait_for_more(50)
     check_ping(ping, 100)
+    edu.stop().check()
+    guest.check_kernel_log()
+
+
+def assert_lines() -> list[subprocess.Popen[str]]:
+    """Pings to both NICs, which have raised an interrupt since."""
+    before = [host_interrupts(nic.host) for nic in NICS]
+    pings = [nic.start_ping(3, 0.2) for nic in NICS]
+    wait_for("interrupts", lambda: all(host_interrupts(nic.host) > count for nic, count in zip(NICS, before)))
+    return pings
+
+
+@iommufd_only
+def test_asserted_before_an_undone_update(guest: Guest, trace: Trace) -> None:
+    """The guest has not handled the interrupts when the update begins."""
+    for call in FAILURES:
+        guest.qmp.execute("stop")
+        pings = assert_lines()
+        with trace.watch(), undone_update(guest, call):
+            pass
+        guest.qmp.execute("cont")
+        for ping in pings:
+            check_ping(ping, 3)
+    guest.update()
+    guest.check_kernel_log()
+
+
+@iommufd_only
+def test_asserted_during_an_undone_update(guest: Guest, trace: Trace) -> None:
+    """The guest is served by the thread then, or does not run. Two devices share one of the lines; edu's interrupts are counted."""
+    edu = Edu(guest, EDU, "intx")
+    for call in FAILURES:
+        edu.wait_for_more()
+        with trace.watch(), undone_update(guest, call):
+            pings = assert_lines()
+        for ping in pings:
+            check_ping(ping, 3)
+    edu.wait_for_more()
+    guest.update()
+    edu.wait_for_more()
     edu.stop().check()
     guest.check_kernel_log()
 
@@ -213,7 +272,8 @@ def test_lines_masked_in_the_controller(iommufd: str) -> None:
     """A guest that masks its IOAPIC's input instead of using INTx disable."""
     with make_guest(iommufd, append="vfio_pci.nointxmask=1") as guest:
         guest.boot()
-        update_at_each_step(guest)
+        update_at_each_step(guest, FAILURES)
+        update_at_each_step(guest, FAILURES[::-1])
         edu = Edu(guest, EDU, "intx")
         for _ in range(3):
             edu.wait_for_more(50)
@@ -232,13 +292,12 @@ def test_between_the_controllers(iommufd: str) -> None:
     """The kernel raises a line some time after it was told to: maybe when one interrupt controller has been read and the next has
     not. Whatever they say then, the line must not wait for an answer to an interrupt that no vCPU has."""
     with make_guest(iommufd, "-trace", "update_*", "-trace", "kvm_irqfd_*") as guest:
-        injection = preload(guest)
         guest.boot()
         edu = Edu(guest, EDU, "intx")
         for request in READINGS:
             edu.wait_for_more()
             call = Call("outgoing", "pause", "ioctl", request)
-            with held_update(guest, injection, call, "kvm_irqfd_*"):
+            with held_update(guest, guest.injection, call, "kvm_irqfd_*"):
                 eventfd = copy_descriptor(guest.pid, pin(guest, NICS[0].gsi))
                 os.eventfd_write(eventfd, 1)
                 os.close(eventfd)
