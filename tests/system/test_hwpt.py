@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton_lab import FioLoad, Guest, bind, copy_descriptor, nvme_guest, vfio_options
+from baton_lab import Edu, FioLoad, Guest, bind, copy_descriptor, nvme_guest, through_proxy, vfio_options
 
 GET_DIRTY_BITMAP = ord(";") << 8 | 0x8C
 NO_CLEAR = 1
 IDS = range(1, 64)
 DEVICES = {"edu1": ("02:00.0", ""), "edu2": ("03:00.0", ",hwpt=own"), "edu3": ("04:00.0", ",hwpt=ioas")}
+OWN = "0000:00:03.0"  # edu2 in the guest
 
 
 def copy_iommufd(pid: int) -> int:
@@ -59,18 +60,23 @@ def test_one_shared_one_own_one_of_the_kernel(guest: Guest) -> None:
 
 
 def test_kept_across_updates(guest: Guest) -> None:
-    """The new process knows them by id; fio verifies what went through them."""
+    """The new process knows them by id, and leaves them alone when it ends because the update is undone. fio verifies what went
+    through the shared one, edu what went through its own."""
     iommufd = copy_iommufd(guest.pid)
     before = page_tables(iommufd)
     os.close(iommufd)
-    load = FioLoad(guest, "/root/load")
-    for _ in range(5):
+    load, edu = FioLoad(guest, "/root/load"), Edu(guest, OWN, "msi", rest=Edu.REST)
+    for stage in ("", "quiesce", "", "switch", ""):
         guest.update()
+        if stage:
+            assert stage in through_proxy(guest, "close-after", stage)
         iommufd = copy_iommufd(guest.pid)
         assert page_tables(iommufd) == before
         os.close(iommufd)
+        edu.wait_for_more()
     load.wait_rounds(1)
     assert load.stop() >= 2
+    edu.stop().check()
     guest.check_alive()
     guest.check_kernel_log()
 

@@ -177,7 +177,6 @@ def test_pending_at_the_switch(guest: Guest, nic: Nic) -> None:
 def test_masked_lines(guest: Guest) -> None:
     """An interrupt that the guest holds or masks through INTx disable, over updates at each step."""
     update_at_each_step(guest, FAILURES)
-    update_at_each_step(guest, FAILURES[::-1])
 
 
 def update_at_each_step(guest: Guest, failures: list[Call]) -> None:
