@@ -46,6 +46,7 @@ static struct {
     bool watched[FDS_MAX];        /* the proxy's epoll has it */
     unsigned calls;               /* ioctls and epoll_ctls so far */
     unsigned fail;                /* which of them has ENOMEM; 0: none */
+    bool for_good;                /* and all after it */
     unsigned assigns;
     unsigned fail_assigns; /* from which on no irqfd is assigned any more; 0: none */
     bool lines_open;
@@ -56,7 +57,8 @@ static struct {
 static bool fails(void)
 {
     errno = ENOMEM;
-    return ++fake.calls == fake.fail;
+    fake.calls++;
+    return fake.calls == fake.fail || (fake.for_good && fake.calls > fake.fail);
 }
 
 static bool has_irqfd(unsigned gsi)
@@ -425,6 +427,55 @@ static void proxy_instead_of_kernel(void **state)
     assert_int_equal(poll(&pin, 1, PATIENCE_MS), 1);
 }
 
+/* Neither a change nor its undoing works: who has lost the listener gets it back as soon as it can
+ * be had, although the mode is the same. */
+static void nothing_can_be_had(void **state)
+{
+    unsigned number = 0;
+    int ret;
+
+    (void)state;
+    change(KVM_IRQ_PROXY, true);
+    do {
+        fail_call(++number);
+        fake.for_good = true;
+        ret = set_delivery(KVM_IRQ_KERNEL);
+        fake.for_good = false;
+        fail_call(0);
+        assert_int_equal(set_delivery(KVM_IRQ_PROXY), 0);
+        check_listeners(KVM_IRQ_PROXY, true);
+    } while (ret < 0);
+    assert_true(number > SOURCES);
+}
+
+/* A route that the kernel has not taken is no route. */
+static void route_refused(void **state)
+{
+    const struct msi_message message = {.address = 0xfee00000, .data = 0x80};
+    struct error error = {0};
+
+    (void)state;
+    fail_call(1);
+    assert_int_equal(kvm_irq_unmask(irqs[MESSAGE], &message, &error), -ENOMEM);
+    fail_call(0);
+    assert_int_equal(kvm_irq_unmask(irqs[MESSAGE], &message, &error), 0);
+    assert_int_equal(fake.calls, 1);
+    assert_int_equal(kvm_irq_unmask(irqs[MESSAGE], &message, &error), 0);
+    assert_int_equal(fake.calls, 1);
+}
+
+/* Whoever cannot be asked is raised. */
+static void nobody_hears(void **state)
+{
+    (void)state;
+    check_resampled(true);
+    kvm_irq_set_unheard(irqs[LINE], true);
+    change(KVM_IRQ_HELD, false);
+    assert_int_equal(set_delivery(KVM_IRQ_KERNEL), 0);
+    assert_int_equal(take(trigger[LINE]), 1);
+    assert_int_equal(take(resample[LINE]), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -433,6 +484,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(masked_in_each_mode, setup, teardown),
         cmocka_unit_test_setup_teardown(each_call_fails, setup, teardown),
         cmocka_unit_test_setup_teardown(proxy_instead_of_kernel, setup, teardown),
+        cmocka_unit_test_setup_teardown(nothing_can_be_had, setup, teardown),
+        cmocka_unit_test_setup_teardown(route_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(nobody_hears, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
