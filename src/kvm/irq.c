@@ -50,7 +50,8 @@ struct kvm_irqs {
     struct kvm_irq **irqs; /* by index, NULL where free */
     unsigned capacity;
     enum kvm_irq_delivery delivery;
-    /* Neither a change of delivery nor its undoing has worked: an interrupt may have no listener. */
+    /* Neither a change of delivery nor its undoing has worked: an interrupt may have no listener.
+     */
     bool incomplete;
 
     struct kvm_irq_routing *routing; /* default routes, then one per index below route_count */

@@ -130,11 +130,22 @@ def vfio_options(address: str, *, ident: str, iommufd: str = "iommufd0", declare
 
 # ---- processes ----
 
-def as_user(locked_mib: int) -> tuple[str, ...]:
-    """Runs a program as an ordinary user who has been given the devices and a limit of locked memory."""
-    for path in ("/dev/kvm", "/dev/iommu", *(str(path) for path in Path("/dev/vfio/devices").iterdir())):
-        os.chown(path, 1000, 1000)
-    return ("prlimit", f"--memlock={locked_mib << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+USER = 1000
+
+
+def as_user(locked: int | None = None, user: int = USER) -> tuple[str, ...]:
+    """Runs a program as a user without any capability.
+    @param locked limit on locked memory, in bytes"""
+    limit = "unlimited" if locked is None else str(locked)
+    return ("prlimit", f"--memlock={limit}", "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all",
+            "--bounding-set=-all")
+
+
+def give_nodes() -> None:
+    """To the user as whom guests are run: all that baton needs of root."""
+    for node in (Path("/dev/kvm"), Path("/dev/iommu"), *Path("/dev/vfio").rglob("*")):
+        if node.is_char_device():
+            os.chown(node, USER, USER)
 
 
 def status_field(pid: int, name: str) -> int:
@@ -480,12 +491,13 @@ class Guest:
 
     def __init__(self, *options: str, memory: str = f"{MEMORY}M", cpus: int = 1, kernel: str = VMLINUX, initrd: str | None = INITRD,
                  append: str = "", serial: str | None = None, binary: str | Path = BATON, name: str | None = None,
-                 wrapper: tuple[str, ...] = ()) -> None:
+                 wrapper: tuple[str, ...] = as_user()) -> None:
         Guest.count += 1
         Guest.living.append(self)
         self.cpus = cpus
         self.name = name or f"guest{Guest.count}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}."))
+        os.chown(self.directory, USER, USER)
         self.binary = str(binary)
         self.wrapper = wrapper  # a program that runs another one, as another user or with other limits
         self.qmp_path = self.directory / "qmp"
@@ -508,6 +520,7 @@ class Guest:
     # -- life --
 
     def start(self, **options: Any) -> Guest:
+        give_nodes()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen([*self.wrapper, self.binary, "run", *self.options], env=self.environment, stderr=log,
                                             **({"stdin": subprocess.DEVNULL, "stdout": log} | options))

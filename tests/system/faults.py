@@ -33,8 +33,8 @@ from typing import ClassVar
 
 import pytest
 
-from baton_lab import (BATON, Edu, FioLoad, Guest, Update, bind, is_alive, nvme_guest, open_files, run, through_proxy, vfio_options,
-                       wait_for)
+from baton_lab import (BATON, USER, Edu, FioLoad, Guest, Update, bind, is_alive, nvme_guest, open_files, run, through_proxy,
+                       vfio_options, wait_for)
 
 TOOLS = Path(BATON).parent / "tests/faults"
 # The interrupts that are counted: messages, hundreds a second, and a line, each of whose interrupts is a dozen exits of the guest.
@@ -139,7 +139,9 @@ def preload(guest: Guest) -> Injection:
     """Before the guest is started, whose processes must trace update_*."""
     path = guest.directory / "faults"
     guest.environment |= {"LD_PRELOAD": str(TOOLS / "libinject.so"), "BATON_FAULTS": str(path)}
-    return Injection(path)
+    injection = Injection(path)
+    os.chown(path, USER, USER)
+    return injection
 
 
 @contextlib.contextmanager
@@ -191,8 +193,8 @@ class Subject:
                  *vfio_options("04:00.0", ident="edu1", iommufd=self.iommufd, declare=False), "-trace", "update_*"]
         # Some of what is done here kills the guest, and the root file system is not what is tested.
         self.guest = nvme_guest(*words, iommufd=self.iommufd, append="ro")
-        self.guest.runtime.mkdir(mode=0o700)
-        run("mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=64,size=64k", "tmpfs", self.guest.runtime)
+        self.guest.runtime.mkdir()
+        run("mount", "-t", "tmpfs", "-o", f"mode=700,uid={USER},gid={USER},nr_inodes=64,size=64k", "tmpfs", self.guest.runtime)
         self.guest.options += ["-pidfile", str(self.pidfile)]
         self.injection = preload(self.guest)
         self.guest.boot()

@@ -8,12 +8,11 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 import baton_lab
-from baton_lab import Guest, Qmp, bind, end_process, nvme_guest, status_field, through_proxy, vfio_options
+from baton_lab import USER, Guest, Qmp, as_user, bind, end_process, nvme_guest, status_field, through_proxy, vfio_options
 
 MEMORY = baton_lab.MEMORY << 20
 SLACK = 1 << 20  # less than any mapping of the guest
@@ -42,24 +41,15 @@ def back_end(request: pytest.FixtureRequest) -> BackEnd:
 
 @pytest.fixture(scope="module", autouse=True)
 def devices() -> Iterator[None]:
-    """An ordinary user may have the device. A process of that user lives all the while, as does the kernel's count."""
+    """A process of the guest's user lives all the while, as does the kernel's count."""
     bind("01:00.0")
-    for path in (Path("/dev/kvm"), Path("/dev/iommu"), *Path("/dev/vfio").iterdir(), *Path("/dev/vfio/devices").iterdir()):
-        os.chown(path, 1000, 1000)
-    with subprocess.Popen(["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sleep", "100000"]) as keeper:
+    with subprocess.Popen([*as_user(), "sleep", "100000"]) as keeper:
         yield
         end_process(keeper.pid)
 
 
-def as_user(limit: int) -> tuple[str, ...]:
-    """Runs a program as a user without CAP_IPC_LOCK, with this limit on locked memory."""
-    return ("prlimit", f"--memlock={limit}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
-
-
 def user_guest(back_end: BackEnd, limit: int) -> Guest:
-    guest = nvme_guest(*back_end.options, device=False, wrapper=as_user(limit))
-    os.chown(guest.directory, 1000, 1000)
-    return guest
+    return nvme_guest(*back_end.options, device=False, wrapper=as_user(limit))
 
 
 def test_charge_follows_the_guest(back_end: BackEnd) -> None:
@@ -68,7 +58,7 @@ def test_charge_follows_the_guest(back_end: BackEnd) -> None:
         guest.boot()
         for _ in range(3):
             former = guest.pid
-            assert os.stat(f"/proc/{former}").st_uid == 1000
+            assert os.stat(f"/proc/{former}").st_uid == USER
             assert status_field(former, back_end.field) == MEMORY >> 10
             with Qmp(guest.qmp_path):  # keeps the former process from ending
                 guest.update()

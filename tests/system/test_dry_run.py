@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import (MEMORY, SKEW, STAGES, FioLoad, Guest, QmpError, as_user, bind, cpr_channel, nvme_guest, open_files, run,
+from baton_lab import (MEMORY, SKEW, STAGES, USER, FioLoad, Guest, QmpError, as_user, bind, cpr_channel, nvme_guest, open_files, run,
                        wait_for)
 
 REHEARSED = list(STAGES[:STAGES.index("rehearse") + 1])
@@ -26,9 +26,8 @@ DIRECTORY = Path("/tmp/dry-run")
 def guest() -> Iterator[Guest]:
     bind("01:00.0")
     DIRECTORY.mkdir(mode=0o777, exist_ok=True)
-    os.chown(DIRECTORY, 1000, 1000)
-    with nvme_guest("-pidfile", str(DIRECTORY / "pid"), wrapper=as_user(2 * MEMORY + 64)) as guest:
-        os.chown(guest.directory, 1000, 1000)
+    os.chown(DIRECTORY, USER, USER)
+    with nvme_guest("-pidfile", str(DIRECTORY / "pid"), wrapper=as_user((2 * MEMORY + 64) << 20)) as guest:
         yield guest.boot()
 
 

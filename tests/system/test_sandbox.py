@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import BATON, SANITIZED, Guest, cpr_channel, is_alive, run, wait_for
+from baton_lab import BATON, SANITIZED, USER, Guest, as_user, cpr_channel, is_alive, run, wait_for
 from injection import inject
 
 MakeGuest = Callable[..., Guest]
 GETPID, OPENAT, EXECVE = 39, 257, 59
-USER, OTHER_USER = 1000, 1001
+OTHER_USER = USER + 1
 
 needs_filters = pytest.mark.skipif(SANITIZED, reason="a build with sanitizers has no sandbox")
 
@@ -174,20 +174,14 @@ def test_memory_keeps_its_size(guest: Guest) -> None:
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX, int(sys.argv[2])); s.connect(sys.argv[1]); print(s.recv(9))"
 
 
-def as_user(user: int) -> tuple[str, ...]:
-    return ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
-
-
 def connect(user: int, path: Path, kind: int = socket.SOCK_STREAM) -> subprocess.CompletedProcess[str]:
-    return run(*as_user(user), sys.executable, "-c", CONNECT, path, str(int(kind)), check=False)
+    return run(*as_user(user=user), sys.executable, "-c", CONNECT, path, str(int(kind)), check=False)
 
 
 @pytest.fixture(scope="module")
 def user_guest() -> Iterator[Guest]:
     """A guest of an ordinary user, whose directory others may enter: what keeps them out is the rest."""
-    os.chown("/dev/kvm", USER, USER)
-    with Guest(wrapper=as_user(USER)) as guest:
-        os.chown(guest.directory, USER, USER)
+    with Guest() as guest:
         guest.directory.chmod(0o711)
         yield guest.boot()
 
@@ -238,7 +232,7 @@ def hand_over_to(user: int, guest: Guest) -> tuple[str, str]:
     place.mkdir()
     os.chown(place, user, user)
     path = place / "cpr"
-    with subprocess.Popen([*as_user(user), sys.executable, "-c", LISTEN, str(path)], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen([*as_user(user=user), sys.executable, "-c", LISTEN, str(path)], stdout=subprocess.PIPE, text=True) as other:
         wait_for("its socket", lambda: path.exists() and stat.S_IMODE(path.stat().st_mode) == 0o666)
         reason = guest.hand_over(path, "failed")["error-desc"]
         sent = other.communicate()[0].strip()

@@ -4,27 +4,22 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from baton_lab import MEMORY, FioLoad, Guest, bind, end_process, nvme_guest, status_field, through_proxy
+from baton_lab import MEMORY, USER, FioLoad, Guest, as_user, bind, end_process, nvme_guest, status_field, through_proxy
 
-# An iommufd counts twice while mappings move.
-AS_USER = ("prlimit", f"--memlock={(2 * MEMORY + 1) << 20}", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups",
-           "--inh-caps=-all", "--bounding-set=-all")
+LIMITED = as_user((2 * MEMORY + 1) << 20)  # an iommufd counts twice while mappings move
 
 
 @pytest.fixture(scope="module", autouse=True)
 def devices() -> Iterator[None]:
-    """An ordinary user may have the device. A process of that user lives all the while, as does the kernel's count."""
+    """A process of the guest's user lives all the while, as does the kernel's count."""
     bind("01:00.0")
-    for path in (Path("/dev/kvm"), Path("/dev/iommu"), *Path("/dev/vfio").iterdir(), *Path("/dev/vfio/devices").iterdir()):
-        os.chown(path, 1000, 1000)
-    with subprocess.Popen([*AS_USER, "sleep", "100000"]) as keeper:
+    with subprocess.Popen([*LIMITED, "sleep", "100000"]) as keeper:
         yield
         end_process(keeper.pid)
 
@@ -32,7 +27,7 @@ def devices() -> Iterator[None]:
 def check_unprivileged(guest: Guest) -> None:
     pid = guest.pid
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    assert status["Uid"].split() == ["1000"] * 4 and status["Gid"].split() == ["1000"] * 4
+    assert status["Uid"].split() == [str(USER)] * 4 and status["Gid"].split() == [str(USER)] * 4
     assert status["Groups"].split() == []
     assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")} == {0}
     assert status["NoNewPrivs"].strip() == "1"
@@ -40,8 +35,7 @@ def check_unprivileged(guest: Guest) -> None:
 
 def test_life_of_a_users_guest(iommufd: str) -> None:
     """Boot, two updates under load, two that are undone, a rehearsal, a reset, power-off from within."""
-    with nvme_guest(iommufd=iommufd, cpus=2, wrapper=AS_USER) as guest:
-        os.chown(guest.directory, 1000, 1000)
+    with nvme_guest(iommufd=iommufd, cpus=2, wrapper=LIMITED) as guest:
         guest.boot()
         check_unprivileged(guest)
         load = FioLoad(guest, "/load")

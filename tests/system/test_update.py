@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from baton_lab import (MEMORY, PATIENCE, STAGES, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel, main_channel,
-                       nvme_guest, open_files, status_field, thread_count, vfio_options, wait_for)
+from baton_lab import (MEMORY, PATIENCE, STAGES, USER, FioLoad, Guest, Qmp, QmpError, as_user, bind, cpr_channel,
+                       main_channel, nvme_guest, open_files, status_field, thread_count, vfio_options, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -293,24 +293,19 @@ def test_guest_powers_off_after_updates(guest: Guest) -> None:
         assert again.command("cat /root/disk") == "kept"
 
 
-@pytest.fixture
-def user() -> tuple[str, ...]:
-    return as_user(2 * MEMORY + 64)
-
-
-def test_ordinary_user(user: tuple[str, ...]) -> None:
+def test_ordinary_user() -> None:
     """No privilege is needed, and locked memory is charged to the process that runs the guest. (The kernel charges nobody
     who has CAP_IPC_LOCK, so this is where it shows. While it changes hands it counts twice for their user.)"""
+    user = as_user((2 * MEMORY + 64) << 20)
     with nvme_guest(wrapper=user) as guest:
-        os.chown(guest.directory, 1000, 1000)
         guest.boot()
-        guest.wrapper = ("prlimit", f"--memlock={(MEMORY + 32) << 20}", *user[2:])
+        guest.wrapper = as_user((MEMORY + 32) << 20)
         refused = guest.update(check=False)
         assert refused.status == 1 and "limit on locked memory" in refused.errors and "rehearse" in refused.errors
         guest.wrapper = user
         for _ in range(2):
             before = guest.pid
-            assert os.stat(f"/proc/{before}").st_uid == 1000
+            assert os.stat(f"/proc/{before}").st_uid == USER
             assert status_field(before, "VmPin") >= MEMORY * 1024
             watcher = Qmp(guest.qmp_path)  # keeps the former process from ending
             guest.update()
@@ -321,10 +316,9 @@ def test_ordinary_user(user: tuple[str, ...]) -> None:
         guest.check_kernel_log()
 
 
-def test_too_little_locked_memory(user: tuple[str, ...]) -> None:
+def test_too_little_locked_memory() -> None:
     """Says what is missing."""
-    with nvme_guest(wrapper=("prlimit", f"--memlock={(MEMORY // 2) << 20}", *user[2:])) as guest:
-        os.chown(guest.directory, 1000, 1000)
+    with nvme_guest(wrapper=as_user((MEMORY // 2) << 20)) as guest:
         guest.start()
         assert guest.exit_status() == 1
         assert re.search("lock|RLIMIT_MEMLOCK|ulimit", guest.log), guest.log
