@@ -237,7 +237,8 @@ static void print_update_options(FILE *out)
     fputs("  --dry-run\n        rehearse everything up to the commit, and say what would happen\n"
           "  --binary PATH\n        the baton to start; default: this one\n"
           "  --timeout SECONDS\n        after which the update is undone; default: 60\n"
-          "  --trace PATTERN\n        events that the new process traces, as -trace of 'run'; again for more\n"
+          "  --trace PATTERN\n        events that the new process traces, as -trace of 'run'; "
+          "again for more\n"
           "  --verbose\n        more about each stage\n",
           out);
 }

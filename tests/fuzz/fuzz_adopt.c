@@ -6,8 +6,9 @@
  *
  * The input: a byte that says what the guest has, one that says what kind of devices these are
  * (fake_device.h), one with the number of lies before the machine is adopted, then lies of 14
- * bytes: what about, log2 of the size, offset (4 bytes), value (8 bytes). Those after that number
- * are about the state, which is loaded after each of them, unless more are to come first.
+ * bytes: what about, log2 of the size, which field and where in it (4 bytes), value (8 bytes).
+ * Those after that number are about the state, which is loaded after each of them, unless more are
+ * to come first.
  *
  * What must hold: whatever the peer says, nothing of what it has handed over is changed before the
  * guest is this process's, but for who owns the mappings; the IOMMU maps nothing over the guest's
@@ -56,7 +57,7 @@ static const struct {
     {"vfio-pci,host=ffff:1f:1f.3,id=d,container=other,p2p=off", .container = "other", .group = 8},
 };
 
-static const char *const consoles[] = {"none", "stdio", "pty", "unix:/nowhere,server=on"};
+static const char *const consoles[] = {"none", "stdio", "pty", "unix:/nowhere/console,server=on"};
 
 static void define_guest(struct config *config, uint8_t what)
 {
@@ -193,28 +194,25 @@ static struct lie read_lie(const uint8_t *data)
     return lie;
 }
 
-/* What a writer would take for its own mistake, no peer can send. */
-static void limit_counts(const struct state_field *fields, uint8_t *base)
-{
-    for (; fields->name; fields++) {
-        uint32_t count;
-
-        if (fields->capacity == 0)
-            continue;
-        memcpy(&count, base + fields->length_offset, sizeof(count));
-        count = MIN(count, (uint32_t)fields->capacity);
-        memcpy(base + fields->length_offset, &count, sizeof(count));
-        for (uint32_t i = 0; fields->kind == STATE_KIND_ARRAY && i < count; i++)
-            limit_counts(fields->fields, base + fields->offset + i * fields->size);
-    }
-}
-
+/* The low byte of the offset chooses the field, the rest where in it; of what has a count, that
+ * comes first. Nobody can say a count that does not fit: the stream would be none. */
 static void twist(const struct state_type *type, void *object, const struct lie *lie)
 {
-    size_t offset = lie->offset % type->size;
+    uint32_t fields = 0, at = lie->offset >> 8, count;
+    const struct state_field *field;
+    size_t size;
 
-    memcpy((uint8_t *)object + offset, &lie->value, MIN((size_t)lie->size, type->size - offset));
-    limit_counts(type->fields, object);
+    while (type->fields[fields].name)
+        fields++;
+    field = &type->fields[(lie->offset & 0xff) % fields];
+    if (field->capacity != 0 && at-- == 0) {
+        count = (uint32_t)(lie->value % (field->capacity + 1));
+        memcpy((uint8_t *)object + field->length_offset, &count, sizeof(count));
+        return;
+    }
+    size = field->size * MAX(field->capacity, (size_t)1) - (field->kind == STATE_KIND_STRING);
+    at %= size;
+    memcpy((uint8_t *)object + field->offset + at, &lie->value, MIN((size_t)lie->size, size - at));
 }
 
 /* Two descriptors change places; or one is something else, or gets lost. */
