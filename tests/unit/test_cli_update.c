@@ -55,6 +55,7 @@ struct seen {
     atomic_uint migrates;
     char paths[CLIENTS_MAX][RUNTIME_PATH_SIZE]; /* where the guest was to be sent */
     _Atomic pid_t receiver;                     /* who listened there, when it was accepted */
+    _Atomic pid_t next;                         /* who serves the socket now */
 };
 
 struct fixture {
@@ -121,17 +122,26 @@ static void send_text(int fd, const char *text)
         (void)!send(fd, text, strlen(text), MSG_NOSIGNAL);
 }
 
+static void serve_elsewhere(const struct server *server)
+{
+    static const struct script none = {.status = "running"};
+    struct server next = {.script = &none, .seen = server->seen, .fds = {server->fds[0]}};
+    pid_t pid = fork();
+
+    if (pid != 0) {
+        atomic_store(&server->seen->next, pid);
+        return;
+    }
+    alarm(PATIENCE_S);
+    listen(next.fds[0].fd, 4);
+    serve(&next);
+}
+
 /* Sends what ends the hand-over to everybody. */
 static void conclude(struct server *server, const char *text)
 {
-    if (server->script->moves && fork() == 0) {
-        static const struct script none = {.status = "running"};
-        struct server next = {.script = &none, .seen = server->seen, .fds = {server->fds[0]}};
-
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        listen(next.fds[0].fd, 4);
-        serve(&next);
-    }
+    if (text && server->script->moves)
+        serve_elsewhere(server);
     for (unsigned i = 1; i <= CLIENTS_MAX; i++)
         send_text(server->fds[i].fd, text);
 }
@@ -318,6 +328,20 @@ static struct command update(struct fixture *fixture, const struct script *scrip
     return command;
 }
 
+/* One that is told to end when the hand-over has begun, by which it is cancelled, too late. */
+static struct command interrupted_update(struct fixture *fixture, const struct script *script)
+{
+    struct command command;
+
+    start_server(fixture, script);
+    start_update(fixture, &command, "--timeout", "600");
+    while (atomic_load(&fixture->seen->migrates) == 0)
+        poll(NULL, 0, 5);
+    kill(command.pid, SIGTERM);
+    finish_update(&command);
+    return command;
+}
+
 /* Whether the new process that the guest was sent to lives. */
 static bool receiver_lives(const struct fixture *fixture)
 {
@@ -360,12 +384,12 @@ static void remove_all(const char *directory, const char *pattern)
 static int teardown(void **state)
 {
     struct fixture *fixture = *state;
-    pid_t receiver = atomic_load(&fixture->seen->receiver);
+    const pid_t pids[] = {fixture->server, fixture->seen->next, fixture->seen->receiver};
 
-    if (receiver > 0)
-        kill(receiver, SIGKILL);
-    if (fixture->server > 0)
-        kill(fixture->server, SIGKILL);
+    for (size_t i = 0; i < ARRAY_SIZE(pids); i++) {
+        if (pids[i] > 0)
+            kill(pids[i], SIGKILL);
+    }
     while (waitpid(-1, NULL, 0) > 0)
         ;
     remove_all(fixture->directory, "web1/*");
@@ -452,7 +476,7 @@ static void two_updates(void **state)
     assert_int_equal(access(fixture->seen->paths[1], F_OK), -1);
 }
 
-/* A hand-over whose end comes long after the time was over, and the cancel too late. */
+/* A hand-over whose end comes long after it was to be cancelled. */
 static void completed_late(void **state)
 {
     static const struct script script = {
@@ -460,7 +484,7 @@ static void completed_late(void **state)
     struct command command;
 
     speed = 5;
-    command = update(*state, &script, "--timeout", "1");
+    command = interrupted_update(*state, &script);
     check_output(&command, EXIT_SUCCESS, "guest 'web1' runs in process", "where it was");
     assert_true(receiver_lives(*state));
 }
@@ -480,7 +504,7 @@ static void never_ended(void **state)
 
         assert_int_equal(setup(&other), 0);
         speed = 10;
-        command = update(other, &script, "--timeout", "1");
+        command = interrupted_update(other, &script);
         check_output(&command, EXIT_FAILURE, table[i].said, "where it was");
         check_output(&command, EXIT_FAILURE, "may have been handed over", NULL);
         assert_true(receiver_lives(other));
