@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What connection set-up (listen.c, connect.c, peer.c) and the messages (channel.c) share.
+ * What connection set-up (listen.c, peer.c) and the messages (channel.c) share.
  * Private to channel/.
  */
 #pragma once
@@ -8,7 +8,6 @@
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <sys/un.h>
 
 #include "channel/channel.h"
 
@@ -43,9 +42,6 @@ int poll_until(struct pollfd *fds, nfds_t count, uint64_t deadline);
  * @return -code
  */
 int fail_errno(struct error *error, int code, const char *what) __attribute__((nonnull));
-
-/** Fills in an address. @return 0; -ENAMETOOLONG; -EINVAL for an empty path */
-int make_address(struct sockaddr_un *address, const char *path, struct error *error);
 
 /**
  * Finds out who the peer of a connected socket is.

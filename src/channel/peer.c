@@ -47,24 +47,6 @@ int fail_errno(struct error *error, int code, const char *what)
     return error_set_errno(error, code, "%s", what);
 }
 
-int make_address(struct sockaddr_un *address, const char *path, struct error *error)
-{
-    size_t length = strlen(path);
-
-    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    /* An empty path would ask the kernel for a name in the abstract name space, where file
-     * permissions mean nothing. */
-    if (length == 0)
-        return error_set(error, EINVAL, "the path of a channel cannot be empty");
-    if (length >= sizeof(address->sun_path))
-        return error_set(error, ENAMETOOLONG,
-                         "channel '%s': the path has %zu bytes, a socket's has at most %zu: use a "
-                         "shorter one",
-                         path, length, sizeof(address->sun_path) - 1);
-    memcpy(address->sun_path, path, length);
-    return 0;
-}
-
 /* The kernel took these when the peer connected, or called listen(): the peer cannot lie. */
 static int check_user(int socket, pid_t *pid, struct error *error)
 {

@@ -24,16 +24,14 @@ static void on_idle(void *opaque)
         sd_event_exit(control->loop, 0);
 }
 
-/* RUNTIME/NAME/qmp.sock, with the name's lock held while it is being made. */
+/* RUNTIME/NAME/qmp.sock. */
 static int listen_by_name(struct control *control, struct error *error)
 {
-    CLEANUP_CLOSE int lock = runtime_create(control->name, error);
     char path[RUNTIME_PATH_SIZE];
-    int ret;
+    int ret = runtime_create(control->name, error);
 
-    if (lock < 0)
-        return lock;
-    ret = runtime_path(path, control->name, RUNTIME_QMP, error);
+    if (ret == 0)
+        ret = runtime_path(path, control->name, RUNTIME_QMP, error);
     if (ret < 0)
         return ret;
     ret = qmp_listen(control->qmp, path, false, error);

@@ -16,9 +16,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "base/util.h"
 #include "control/qmp_internal.h"
 
@@ -120,34 +120,8 @@ static int on_connection(sd_event_source *source, int fd, uint32_t events, void 
             turn_away(server, fd);
         return 0;
     }
-    if (qmp_attach(server, client, &error) < 0)
+    if (qmp_client_create(server, client, &error) < 0)
         log_warning("%s", error.message);
-    return 0;
-}
-
-int qmp_attach(struct qmp_server *server, int fd, struct error *error)
-{
-    int flags = fcntl(fd, F_GETFL);
-
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-        close_fd(fd);
-        return error_set_errno(error, errno, "cannot use a QMP client's socket");
-    }
-    if (server->client_count == QMP_CLIENTS_MAX) {
-        close_fd(fd);
-        return error_set(error, EMFILE, "a QMP client was turned away: %u are connected",
-                         QMP_CLIENTS_MAX);
-    }
-    return qmp_client_create(server, fd, error);
-}
-
-/* Fills in a socket address. @return 0, -ENAMETOOLONG */
-static int make_address(struct sockaddr_un *address, const char *path)
-{
-    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (path[0] == '\0' || strlen(path) >= sizeof(address->sun_path))
-        return -ENAMETOOLONG;
-    strcpy(address->sun_path, path);
     return 0;
 }
 
@@ -156,7 +130,8 @@ int qmp_connect(const char *path, pid_t *pid)
     struct ucred peer = {0};
     socklen_t size = sizeof(peer);
     struct sockaddr_un address;
-    int ret = make_address(&address, path);
+    struct error ignored;
+    int ret = unix_address(&address, path, &ignored);
     int fd;
 
     if (ret < 0)
@@ -186,24 +161,6 @@ static bool is_served(const char *path, pid_t *pid)
     return fd >= 0 || fd == -EAGAIN;
 }
 
-/* Binds and listens. The mode is the socket's before it has a name, so there is no moment in
- * which others could connect. */
-static int bind_socket(const struct sockaddr_un *address, struct error *error)
-{
-    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    struct stat status;
-
-    if (fd < 0)
-        return error_set_errno(error, errno, "cannot make a socket");
-    /* Whoever served it is gone. */
-    if (lstat(address->sun_path, &status) == 0 && S_ISSOCK(status.st_mode))
-        unlink(address->sun_path);
-    if (fchmod(fd, 0600) < 0 || bind(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ||
-        listen(fd, BACKLOG) < 0)
-        return error_set_errno(error, errno, "cannot make the QMP socket '%s'", address->sun_path);
-    return STEAL_FD(fd);
-}
-
 static struct qmp_listener *add_listener(struct qmp_server *server, int fd, const char *path)
 {
     struct qmp_listener *listener = &server->listeners[server->listener_count++];
@@ -228,19 +185,14 @@ static int start_listener(struct qmp_server *server, struct qmp_listener *listen
 
 int qmp_listen(struct qmp_server *server, const char *path, bool arriving, struct error *error)
 {
-    struct sockaddr_un address;
     pid_t pid;
     int fd;
 
-    if (make_address(&address, path) < 0)
-        return error_set(error, ENAMETOOLONG,
-                         "QMP socket '%s': a path must have 1 to %zu "
-                         "characters",
-                         path, sizeof(address.sun_path) - 1);
     if (server->listener_count + server->expected_count >= QMP_LISTENERS_MAX)
         return error_set(error, EMFILE, "QMP socket '%s': more than %u sockets", path,
                          QMP_LISTENERS_MAX);
-    if (is_served(path, &pid)) {
+    fd = unix_listen(path, SOCK_STREAM, BACKLOG, error);
+    if (fd == -EADDRINUSE && is_served(path, &pid)) {
         if (!arriving)
             return error_set(error, EADDRINUSE,
                              "QMP socket '%s' is in use by process %d: end it, "
@@ -249,9 +201,8 @@ int qmp_listen(struct qmp_server *server, const char *path, bool arriving, struc
         strcpy(server->expected[server->expected_count++], path);
         return 0;
     }
-    fd = bind_socket(&address, error);
     if (fd < 0)
-        return fd;
+        return error_prefix(error, "QMP socket '%s': ", path);
     return start_listener(server, add_listener(server, fd, path), error);
 }
 
@@ -385,8 +336,12 @@ void qmp_activate(struct qmp_server *server)
         }
         if (listener->source == NULL) {
             /* Already listening; said again, it makes this process the one that clients see. */
-            if (listen(listener->fd, BACKLOG) < 0 || start_listener(server, listener, &error) < 0)
-                log_error("QMP socket '%s' will not answer: %s", listener->path, error.message);
+            if (listen(listener->fd, BACKLOG) < 0)
+                error_set_errno(&error, errno, "cannot listen on QMP socket '%s'", listener->path);
+            else
+                start_listener(server, listener, &error);
+            if (error.code)
+                log_error("%s", error.message);
         }
         server->listeners[kept++] = *listener;
     }

@@ -69,9 +69,6 @@ void qmp_destroy(struct qmp_server *server);
  */
 int qmp_listen(struct qmp_server *server, const char *path, bool arriving, struct error *error);
 
-/** Serves a connected socket. @param fd taken over, also on failure */
-int qmp_attach(struct qmp_server *server, int fd, struct error *error);
-
 /** @return the greeting, a new reference; its "version" is what query-version returns */
 json_t *qmp_greeting(void);
 

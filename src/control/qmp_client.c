@@ -131,10 +131,16 @@ static int on_client(sd_event_source *source, int fd, uint32_t events, void *opa
 
 int qmp_client_create(struct qmp_server *server, int fd, struct error *error)
 {
-    struct qmp_client *client = calloc(1, sizeof(*client));
+    struct qmp_client *client;
     json_t *greeting;
     int ret;
 
+    if (server->client_count == QMP_CLIENTS_MAX) {
+        close_fd(fd);
+        return error_set(error, EMFILE, "a QMP client was turned away: %u are connected",
+                         QMP_CLIENTS_MAX);
+    }
+    client = calloc(1, sizeof(*client));
     if (client == NULL) {
         close_fd(fd);
         return error_set_errno(error, ENOMEM, "cannot serve another QMP client");

@@ -48,7 +48,8 @@ struct qmp_server {
     int reserve_fd;   /**< given up to turn a client away when no descriptors are left */
 };
 
-/** Makes a client of a connected socket and greets it. @param fd taken over, also on failure */
+/** Makes a client of a connected socket and greets it.
+ * @param fd taken over, also on failure. @return 0; -EMFILE when QMP_CLIENTS_MAX are connected */
 int qmp_client_create(struct qmp_server *server, int fd, struct error *error);
 
 /** Sends a message, now or when the socket takes it. @param message borrowed */

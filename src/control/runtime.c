@@ -4,13 +4,14 @@
  */
 #include "control/runtime.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/unix_socket.h"
 #include "base/util.h"
 
 static int print_path(char path[RUNTIME_PATH_SIZE], const char *directory, const char *rest,
@@ -79,32 +80,36 @@ int runtime_create(const char *name, struct error *error)
 {
     char path[RUNTIME_PATH_SIZE];
     int ret = runtime_directory(path, error);
-    int fd;
 
     if (ret == 0)
         ret = make_private(path, error);
     if (ret == 0)
         ret = runtime_path(path, name, NULL, error);
-    if (ret == 0)
-        ret = make_private(path, error);
-    if (ret < 0)
-        return ret;
-    fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || flock(fd, LOCK_EX) < 0) {
-        ret = error_set_errno(error, errno, "cannot lock the directory '%s'", path);
-        close_fd(fd);
-        return ret;
-    }
-    return fd;
+    return ret < 0 ? ret : make_private(path, error);
+}
+
+static int is_channel(const struct dirent *entry)
+{
+    return strncmp(entry->d_name, RUNTIME_CPR, strcspn(RUNTIME_CPR, "%")) == 0;
 }
 
 void runtime_remove(const char *name)
 {
-    char path[RUNTIME_PATH_SIZE];
+    char directory[RUNTIME_PATH_SIZE], path[RUNTIME_PATH_SIZE];
+    struct dirent **entries = NULL;
     struct error error = {0};
+    int count;
 
-    if (runtime_path(path, name, NULL, &error) == 0)
-        rmdir(path);
+    if (runtime_path(directory, name, NULL, &error) < 0)
+        return;
+    count = scandir(directory, &entries, is_channel, NULL);
+    for (int i = 0; i < count; i++) {
+        if (runtime_path(path, name, entries[i]->d_name, &error) == 0)
+            unix_remove_stale(path);
+        free(entries[i]);
+    }
+    free(entries);
+    rmdir(directory);
 }
 
 int runtime_write_pidfile(const char *path, struct error *error)

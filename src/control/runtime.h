@@ -26,14 +26,12 @@ int runtime_directory(char path[RUNTIME_PATH_SIZE], struct error *error);
 int runtime_path(char path[RUNTIME_PATH_SIZE], const char *name, const char *file,
                  struct error *error);
 
-/**
- * Makes a guest's directory, and RUNTIME, where they do not exist.
- * @return a descriptor of the directory with an exclusive lock, so that of two processes that
- *         start under one name the second one sees the first one's socket; close it to unlock
- */
+/** Makes a guest's directory, and RUNTIME, where they do not exist. @return 0; -EPERM when one
+ * that exists is not this user's alone */
 int runtime_create(const char *name, struct error *error);
 
-/** Removes a guest's directory if it is empty. */
+/** Removes a guest's directory, with what updates have left there that were killed together with
+ * their new processes. One that holds anything else stays. */
 void runtime_remove(const char *name);
 
 /** Writes this process's id, atomically. */

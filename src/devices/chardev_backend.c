@@ -21,6 +21,7 @@
 #include <sys/un.h>
 
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "base/util.h"
 
 /* ---- options ---- */
@@ -223,25 +224,6 @@ static int open_file(struct backend *backend, struct error *error)
     return 0;
 }
 
-static void socket_address(const struct backend *backend, struct sockaddr_un *address)
-{
-    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    memcpy(address->sun_path, backend->path, strlen(backend->path) + 1); /* parse checked it */
-}
-
-/* Removes a socket that nobody listens on any more. */
-static void remove_stale(const struct backend *backend, const struct sockaddr_un *address)
-{
-    CLEANUP_CLOSE int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    struct stat status;
-
-    if (probe < 0 || lstat(backend->path, &status) < 0 || !S_ISSOCK(status.st_mode))
-        return;
-    if (connect(probe, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
-        errno == ECONNREFUSED)
-        unlink(backend->path);
-}
-
 static int wait_for_client(struct backend *backend, struct error *error)
 {
     struct pollfd poll_fd = {.fd = backend->listener, .events = POLLIN};
@@ -260,20 +242,9 @@ static int wait_for_client(struct backend *backend, struct error *error)
 
 static int open_unix(struct backend *backend, struct error *error)
 {
-    struct sockaddr_un address;
-
-    socket_address(backend, &address);
-    remove_stale(backend, &address);
-    backend->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    /* The mode of the unbound socket is that of the file which bind() makes. */
-    if (backend->listener < 0 || fchmod(backend->listener, 0600) < 0 ||
-        bind(backend->listener, (const struct sockaddr *)&address, sizeof(address)) < 0) {
-        error_set_errno(error, errno, "serial: cannot make the socket '%s'", backend->path);
-        close_fd(STEAL_FD(backend->listener)); /* so that nobody's path is removed */
-        return -error->code;
-    }
-    if (listen(backend->listener, 1) < 0)
-        return error_set_errno(error, errno, "serial: cannot listen on '%s'", backend->path);
+    backend->listener = unix_listen(backend->path, SOCK_STREAM, 1, error);
+    if (backend->listener < 0)
+        return error_prefix(error, "serial 'unix:%s': ", backend->path);
     return backend->wait ? wait_for_client(backend, error) : 0;
 }
 

@@ -19,6 +19,7 @@
 #include "base/trace.h"
 #include "base/util.h"
 #include "control/control_internal.h"
+#include "control/qmp_internal.h"
 #include "fuzz.h"
 
 #define GUEST_STATUS      0x07u /* enum machine_status */
@@ -277,7 +278,7 @@ static int attach(struct qmp_server *server, sd_event *loop)
 
     ret = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair);
     assert(ret == 0);
-    ret = qmp_attach(server, pair[0], &error);
+    ret = qmp_client_create(server, pair[0], &error);
     assert(ret == 0);
     run_loop(loop);
     return pair[1];

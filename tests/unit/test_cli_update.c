@@ -244,7 +244,7 @@ static void start_server(struct fixture *fixture, const struct script *script)
     char path[RUNTIME_PATH_SIZE];
     struct error error = {0};
 
-    close_fd(runtime_create("web1", &error));
+    assert_int_equal(runtime_create("web1", &error), 0);
     assert_int_equal(runtime_path(path, "web1", RUNTIME_QMP, &error), 0);
     fixture->server = fork();
     assert_true(fixture->server >= 0);

@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "base/unix_socket.h"
 #include "base/util.h"
 #include "control/control.h"
 #include "control/qmp.h"
@@ -711,11 +712,8 @@ static void runtime_checks(void **state)
     char path[RUNTIME_PATH_SIZE];
     struct error error = {0};
     struct stat status;
-    int lock;
 
-    lock = runtime_create("web1", &error);
-    assert_true(lock >= 0);
-    close(lock);
+    assert_int_equal(runtime_create("web1", &error), 0);
     assert_int_equal(runtime_path(path, "web1", NULL, &error), 0);
     assert_int_equal(stat(path, &status), 0);
     assert_int_equal(status.st_mode & 07777, 0700);
@@ -737,6 +735,25 @@ static void runtime_checks(void **state)
     unsetenv("XDG_RUNTIME_DIR");
     assert_int_equal(runtime_directory(path, &error), geteuid() == 0 ? 0 : -ENOENT);
     setenv("BATON_RUNTIME_DIR", fixture->directory, 1);
+}
+
+/* What is left of updates does not keep the directory; what somebody listens on does. */
+static void runtime_leftovers(void **state)
+{
+    char stale[RUNTIME_PATH_SIZE], directory[RUNTIME_PATH_SIZE];
+    struct error error = {0};
+    int fd;
+
+    assert_int_equal(runtime_create("web1", &error), 0);
+    assert_int_equal(runtime_path(directory, "web1", NULL, &error), 0);
+    assert_int_equal(runtime_path(stale, "web1", "cpr.1", &error), 0);
+    fd = unix_listen(stale, SOCK_SEQPACKET, 1, &error);
+    assert_true(fd >= 0);
+    runtime_remove("web1");
+    assert_int_equal(access(stale, F_OK), 0);
+    close(fd);
+    runtime_remove("web1");
+    assert_int_equal(access(directory, F_OK), -1);
 }
 
 static void pidfile(void **state)
@@ -798,9 +815,7 @@ static void incoming_side(void **state)
 
         /* A stand-in for the outgoing process's server, which is private to its control. */
         control_destroy(STEAL_POINTER(fixture->control));
-        listener = runtime_create("web1", &error);
-        assert_true(listener >= 0);
-        close(listener);
+        assert_int_equal(runtime_create("web1", &error), 0);
         assert_int_equal(qmp_create(&server, fixture->loop, NULL, 0, NULL, NULL, &error), 0);
         assert_int_equal(qmp_listen(server, path, false, &error), 0);
         assert_int_equal(qmp_describe(server, &fds, &error), 0);
@@ -845,6 +860,7 @@ int main(void)
         TEST(trace_events),
         TEST(in_use),
         TEST(runtime_checks),
+        TEST(runtime_leftovers),
         TEST(pidfile),
         TEST(incoming_side),
     };

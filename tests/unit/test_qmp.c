@@ -21,8 +21,9 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include "base/unix_socket.h"
 #include "base/util.h"
-#include "control/qmp.h"
+#include "control/qmp_internal.h"
 
 struct fixture {
     sd_event *loop;
@@ -140,7 +141,7 @@ static int attach(struct fixture *fixture)
     int pair[2];
 
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-    assert_int_equal(qmp_attach(fixture->server, pair[0], &error), 0);
+    assert_int_equal(qmp_client_create(fixture->server, pair[0], &error), 0);
     run_loop(fixture);
     return pair[1];
 }
@@ -518,7 +519,7 @@ static void too_many_clients(void **state)
     for (unsigned i = 0; i < QMP_CLIENTS_MAX; i++)
         fds[i] = attach(fixture);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-    assert_int_equal(qmp_attach(fixture->server, pair[0], &error), -EMFILE);
+    assert_int_equal(qmp_client_create(fixture->server, pair[0], &error), -EMFILE);
     assert_null(hear(fixture, pair[1])); /* closed */
     close(pair[1]);
     for (unsigned i = 0; i < QMP_CLIENTS_MAX; i++)
@@ -538,6 +539,7 @@ static void listening(void **state)
     struct fixture *fixture = *state;
     char path[128], other[128], file[128], message[16];
     struct qmp_server *second = new_server(fixture);
+    struct sockaddr_un address;
     struct error error = {0};
     struct stat status;
     pid_t pid;
@@ -564,6 +566,14 @@ static void listening(void **state)
     assert_int_equal(access(other, F_OK), 0);
     assert_int_equal(qmp_connect(other, NULL), -ECONNREFUSED);
     assert_int_equal(qmp_listen(second, other, false, &error), 0);
+    /* One that is bound is somebody's, though he does not listen yet. */
+    path_in(fixture, "c", file);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(unix_address(&address, file, &error), 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(qmp_listen(second, file, false, &error), -EADDRINUSE);
+    assert_int_equal(unlink(file), 0);
+    close(fd);
     path_in(fixture, "file", file);
     close(open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     assert_int_equal(qmp_listen(second, file, false, &error), -EADDRINUSE);
