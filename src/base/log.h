@@ -21,9 +21,9 @@ void log_message(enum log_level level, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /**
- * Writes one line about something that a guest can bring about, at most ten a second for the whole process
- * (the rest are counted and the count is reported with the next line), so that a guest cannot
- * fill a disk. Any thread.
+ * Writes one line about something that a guest can bring about, at most ten a second for the whole
+ * process (the rest are counted and the count is reported with the next line), so that a guest
+ * cannot fill a disk. Any thread.
  */
 void log_guest(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

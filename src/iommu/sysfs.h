@@ -16,8 +16,8 @@
  * description */
 const char *sysfs_name(const char *sysfs);
 
-/** Finds "vfioN", the name of the VFIO character device (Linux 6.6). @return 0; -ENODEV, -EBUSY when
- * there is none; another negative errno when that could not be found out */
+/** Finds "vfioN", the name of the VFIO character device (Linux 6.6). @return 0; -ENODEV, -EBUSY
+ * when there is none; another negative errno when that could not be found out */
 int sysfs_cdev(const char *sysfs, char *name, size_t size, struct error *error);
 
 /** Reads the device number of the character device. @return 0; -ENOENT or -EACCES when it is not to
