@@ -134,6 +134,8 @@ def drive(nic: Nic, directory: Path) -> None:
     nic.mask(1, False)
     expect("unmasked", nic.interrupts(60), [0, 1, 0])
     expect("pending bits after delivery", nic.pending_bits(), 0)
+    nic.raise_cause(0)
+    expect("open all the while", nic.interrupts(60), [1, 0, 0])
 
     nic.enable(2, 1)  # never used before
     nic.raise_cause(2)

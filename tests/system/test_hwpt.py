@@ -77,6 +77,7 @@ def test_kept_across_updates(guest: Guest) -> None:
     load.wait_rounds(1)
     assert load.stop() >= 2
     edu.stop().check()
+    assert "cannot" not in guest.log
     guest.check_alive()
     guest.check_kernel_log()
 
