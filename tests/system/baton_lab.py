@@ -141,6 +141,13 @@ def as_user(locked: int | None = None, user: int = USER) -> tuple[str, ...]:
             "--bounding-set=-all")
 
 
+def user_directory(name: str) -> Path:
+    """A new one that belongs to the user as whom guests are run."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}."))
+    os.chown(directory, USER, USER)
+    return directory
+
+
 def give_nodes() -> None:
     """To the user as whom guests are run: all that baton needs of root."""
     for node in (Path("/dev/kvm"), Path("/dev/iommu"), *Path("/dev/vfio").rglob("*")):
@@ -496,8 +503,7 @@ class Guest:
         Guest.living.append(self)
         self.cpus = cpus
         self.name = name or f"guest{Guest.count}"
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}."))
-        os.chown(self.directory, USER, USER)
+        self.directory = user_directory(self.name)
         self.binary = str(binary)
         self.wrapper = wrapper  # a program that runs another one, as another user or with other limits
         self.qmp_path = self.directory / "qmp"
@@ -703,9 +709,13 @@ class Guest:
 
     # -- updates --
 
+    def update_words(self, *options: str) -> list[str]:
+        """The command line of `baton update`, as the user whose guest it is."""
+        return [*self.wrapper, self.binary, "update", self.name, *options]
+
     def update(self, *options: str, binary: str | Path | None = None, check: bool = True) -> Update:
         """`baton update`, as an operator types it. Handles to the former process are dropped."""
-        words = [*self.wrapper, self.binary, "update", self.name, "--timeout", str(int(PATIENCE)), *options]
+        words = self.update_words("--timeout", str(int(PATIENCE)), *options)
         if binary:
             words += ["--binary", str(binary)]
         update = Update.parse(run(*words, check=False, env=self.environment, patience=PATIENCE + 30))

@@ -150,7 +150,7 @@ def held_update(guest: Guest, injection: Injection, call: Call, *trace: str, err
     @param trace what the new process traces besides
     @param error what the call returns then: the update fails, and is undone"""
     injection.plan(Injection.HOLD, call)
-    words = [guest.binary, "update", guest.name, *(word for pattern in ("update_*", *trace) for word in ("--trace", pattern))]
+    words = guest.update_words(*(word for pattern in ("update_*", *trace) for word in ("--trace", pattern)))
     with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
         try:
             wait_for(str(call), lambda: injection.reached)
@@ -408,7 +408,7 @@ class Signal(Fault):
         guest = subject.guest
         before = guest.pid
         subject.injection.plan(Injection.HOLD, self.call)
-        words = [guest.binary, "update", guest.name, "--timeout", str(self.patience()), "--trace", "update_*"]
+        words = guest.update_words("--timeout", str(self.patience()), "--trace", "update_*")
         with subprocess.Popen(words, env=guest.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as update:
             wait_for(str(self.call), lambda: subject.injection.reached)
             incoming = subject.other_process(before, update.pid)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from baton_lab import PROMPT, Console, Guest, wait_for
+from baton_lab import PROMPT, Console, Guest, user_directory, wait_for
 
 MakeGuest = Callable[..., Guest]
 BIG = 96 << 10  # each byte is an exit of the guest: a megabyte takes minutes under emulation
@@ -74,11 +74,11 @@ def test_reader_that_pauses_loses_nothing(guest: Guest) -> None:
     assert output.split() == [str(number) for number in range(1, 4001)]
 
 
-def test_file(make_guest: MakeGuest, tmp_path: os.PathLike[str]) -> None:
-    path = f"{tmp_path}/console.txt"
+def test_file(make_guest: MakeGuest) -> None:
+    path = user_directory("file") / "console.txt"
     guest = make_guest(serial=f"file:{path}", append="baton.run=" + encode("echo from the file; seq 1 500; stty sane")).start()
     assert guest.exit_status() == 0
-    text = open(path, encoding="utf-8").read().replace("\r", "")
+    text = path.read_text().replace("\r", "")
     assert "from the file\n1\n2\n" in text
     assert "\n499\n500\n" in text  # stty has waited until the terminal had sent everything
 

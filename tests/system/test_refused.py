@@ -214,7 +214,7 @@ def test_interrupted_update(guest: Guest) -> None:
     script = guest.directory / "slow"
     script.write_text("#!/bin/sh\nexec sleep 1000\n")
     script.chmod(0o755)
-    with subprocess.Popen([BATON, "update", guest.name, "--binary", str(script)], env=guest.environment,
+    with subprocess.Popen(guest.update_words("--binary", str(script)), env=guest.environment,
                           stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as update:
         assert update.stdout
         update.stdout.readline()

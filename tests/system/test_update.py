@@ -101,7 +101,7 @@ def test_two_updates_at_once(guest: Guest) -> None:
     together.write_text(f"#!/bin/sh\ntouch {together}.$$\nwhile [ $(ls {together}.* | wc -l) -lt 2 ]; do sleep 0.1; done\n"
                         f"exec {guest.binary} \"$@\"\n", encoding="ascii")
     together.chmod(0o755)
-    words = [guest.binary, "update", guest.name, "--timeout", str(int(PATIENCE)), "--binary", str(together)]
+    words = guest.update_words("--timeout", str(int(PATIENCE)), "--binary", str(together))
     updates = [subprocess.Popen(words, env=guest.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                for _ in range(2)]
     errors = [update.communicate(timeout=PATIENCE + 30)[1] for update in updates]
