@@ -18,14 +18,14 @@ from faults import Call, Injection, held_update, preload
 
 # By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks
 # between threads are not counted; the calls of the last stage on either side include the wait for what comes when the guest runs
-# again.
+# again, and in "go" two lines of the trace (see inject.c).
 CALLS = {
     ("outgoing", "pause"): (5, 11),
     ("outgoing", "switch"): (4, 0),
     ("outgoing", "go"): (1, 0),
     ("outgoing", "run"): (2, 0),
     ("incoming", "switch"): (10, 13),
-    ("incoming", "go"): (6, 0),
+    ("incoming", "go"): (7, 0),
 }
 KVM_IRQFD = 0x4020ae76
 STAGES = dict.fromkeys(stage for _, stage in CALLS)
