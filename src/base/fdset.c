@@ -91,36 +91,6 @@ int fdset_add_copy(struct fdset *set, int fd, struct error *error, const char *n
     return fdset_add(set, copy, name, error);
 }
 
-/* @param name out: FDSET_NAME_SIZE bytes */
-static int take(struct fdset *set, char *name, struct error *error, const char *name_format,
-                va_list args)
-{
-    size_t index;
-    int fd, ret = format_name(name, error, name_format, args);
-
-    if (ret < 0)
-        return ret;
-    if (!find(set, name, &index))
-        return error_set(error, ENOENT, "descriptor '%s' is missing from the hand-over", name);
-    fd = set->entries[index].fd;
-    memmove(&set->entries[index], &set->entries[index + 1],
-            (set->count - index - 1) * sizeof(*set->entries));
-    set->count--;
-    return fd;
-}
-
-int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
-{
-    char name[FDSET_NAME_SIZE];
-    va_list args;
-    int fd;
-
-    va_start(args, name_format);
-    fd = take(set, name, error, name_format, args);
-    va_end(args);
-    return fd;
-}
-
 static bool is_eventfd(int fd)
 {
     static const char kind[] = "anon_inode:[eventfd]";
@@ -140,37 +110,44 @@ static bool is_file(int fd)
     return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
 }
 
-/* What has another kind than its name says is of no use to anybody. */
-static int check_kind(int fd, bool fits, const char *name, const char *kind, struct error *error)
+static bool is_of_kind(int fd, enum fdset_kind kind)
 {
-    if (fd < 0 || fits)
+    switch (kind) {
+    case FDSET_EVENTFD:
+        return is_eventfd(fd);
+    case FDSET_FILE:
+        return is_file(fd);
+    default:
+        return true;
+    }
+}
+
+int fdset_take(struct fdset *set, enum fdset_kind kind, struct error *error,
+               const char *name_format, ...)
+{
+    static const char *const kinds[] = {
+        [FDSET_EVENTFD] = "an eventfd", [FDSET_FILE] = "a regular file"};
+    char name[FDSET_NAME_SIZE];
+    size_t index;
+    va_list args;
+    int fd, ret;
+
+    va_start(args, name_format);
+    ret = format_name(name, error, name_format, args);
+    va_end(args);
+    if (ret < 0)
+        return ret;
+    if (!find(set, name, &index))
+        return error_set(error, ENOENT, "descriptor '%s' is missing from the hand-over", name);
+    fd = set->entries[index].fd;
+    memmove(&set->entries[index], &set->entries[index + 1],
+            (set->count - index - 1) * sizeof(*set->entries));
+    set->count--;
+    if (is_of_kind(fd, kind))
         return fd;
     close_fd(fd);
-    return error_set(error, EINVAL, "descriptor '%s' of the hand-over is not %s", name, kind);
-}
-
-int fdset_take_eventfd(struct fdset *set, struct error *error, const char *name_format, ...)
-{
-    char name[FDSET_NAME_SIZE];
-    va_list args;
-    int fd;
-
-    va_start(args, name_format);
-    fd = take(set, name, error, name_format, args);
-    va_end(args);
-    return check_kind(fd, is_eventfd(fd), name, "an eventfd", error);
-}
-
-int fdset_take_file(struct fdset *set, struct error *error, const char *name_format, ...)
-{
-    char name[FDSET_NAME_SIZE];
-    va_list args;
-    int fd;
-
-    va_start(args, name_format);
-    fd = take(set, name, error, name_format, args);
-    va_end(args);
-    return check_kind(fd, is_file(fd), name, "a regular file", error);
+    return error_set(error, EINVAL, "descriptor '%s' of the hand-over is not %s", name,
+                     kinds[kind]);
 }
 
 bool fdset_contains(const struct fdset *set, const char *name)

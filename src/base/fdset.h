@@ -38,21 +38,19 @@ int fdset_add_copy(struct fdset *set, int fd, struct error *error, const char *n
 /** Adds a descriptor and takes ownership of it, also on failure. @return as fdset_add_copy() */
 int fdset_add(struct fdset *set, int fd, const char *name, struct error *error);
 
+/** What a descriptor must be for whoever takes it. */
+enum fdset_kind {
+    FDSET_ANY,     /**< the caller looks at it itself */
+    FDSET_EVENTFD, /**< where the kernel does not tell (no /proc), it is taken for one */
+    FDSET_FILE,    /**< a regular file */
+};
+
 /**
- * Takes a descriptor out of the set; the caller owns it then.
- * @return the descriptor, or -ENOENT with an error that names what is missing
+ * Takes a descriptor out of the set; the caller owns it then. One of another kind is closed.
+ * @return the descriptor; -ENOENT or -EINVAL with an error that names what is missing, or wrong
  */
-int fdset_take(struct fdset *set, struct error *error, const char *name_format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-/** The same for a descriptor that must be an eventfd. @return also -EINVAL when it is none; where
- * the kernel does not tell (no /proc), it is taken for one */
-int fdset_take_eventfd(struct fdset *set, struct error *error, const char *name_format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-/** The same for a descriptor that must be a regular file. @return also -EINVAL when it is none */
-int fdset_take_file(struct fdset *set, struct error *error, const char *name_format, ...)
-    __attribute__((format(printf, 3, 4)));
+int fdset_take(struct fdset *set, enum fdset_kind kind, struct error *error,
+               const char *name_format, ...) __attribute__((format(printf, 4, 5)));
 
 /** @return whether a descriptor of that name is in the set. */
 bool fdset_contains(const struct fdset *set, const char *name);

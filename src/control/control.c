@@ -199,7 +199,7 @@ static int adopt_log(struct control *control, struct fdset *fds, struct error *e
     if (!fdset_contains(fds, LOG_FD_NAME))
         return 0;
     close_fd(control->log_fd);
-    control->log_fd = fdset_take(fds, error, LOG_FD_NAME);
+    control->log_fd = fdset_take(fds, FDSET_ANY, error, LOG_FD_NAME);
     return MIN(control->log_fd, 0);
 }
 

@@ -309,7 +309,7 @@ int qmp_adopt(struct qmp_server *server, struct fdset *fds, bool only_own, const
         snprintf(name, sizeof(name), "qmp/%u/listen", i);
         if (!fdset_contains(fds, name))
             break;
-        fd = fdset_take(fds, error, "%s", name);
+        fd = fdset_take(fds, FDSET_ANY, error, "%s", name);
         ret = fd < 0 ? fd : adopt_listener(server, fd, only_own, keep, error);
         if (ret < 0)
             return ret;

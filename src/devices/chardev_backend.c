@@ -291,7 +291,7 @@ static int take(struct fdset *fds, const char *name, const char *what, bool requ
     snprintf(full, sizeof(full), "chardev/%s/%s", name, what);
     if (!required && !fdset_contains(fds, full))
         return 0;
-    *fd = fdset_take(fds, error, "%s", full);
+    *fd = fdset_take(fds, FDSET_ANY, error, "%s", full);
     return *fd < 0 ? *fd : 0;
 }
 

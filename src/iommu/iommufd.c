@@ -96,8 +96,9 @@ static int iommufd_create(struct iommu *iommu, struct error *error)
 
 static int iommufd_adopt(struct iommu *iommu, struct fdset *fds, struct error *error)
 {
-    iommu->fd = iommu->parent != NULL ? iommu->parent->fd
-                                      : fdset_take(fds, error, "iommu/%s", iommu->facts.id);
+    iommu->fd = iommu->parent != NULL
+                    ? iommu->parent->fd
+                    : fdset_take(fds, FDSET_ANY, error, "iommu/%s", iommu->facts.id);
     return iommu->fd < 0 ? iommu->fd : hwpt_check_all(iommu, error);
 }
 

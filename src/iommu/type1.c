@@ -78,7 +78,7 @@ static int take_group(struct iommu *iommu, unsigned index, struct fdset *fds, st
     struct vfio_group_status status = {.argsz = sizeof(status)};
     uint32_t number = iommu->facts.groups[index].number;
 
-    iommu->group_fds[index] = fdset_take(fds, error, "iommu/group/%" PRIu32, number);
+    iommu->group_fds[index] = fdset_take(fds, FDSET_ANY, error, "iommu/group/%" PRIu32, number);
     if (iommu->group_fds[index] < 0)
         return iommu->group_fds[index];
     if (ioctl(iommu->group_fds[index], VFIO_GROUP_GET_STATUS, &status) != 0 ||
@@ -96,7 +96,7 @@ static int type1_adopt(struct iommu *iommu, struct fdset *fds, struct error *err
 
     for (unsigned i = 0; i < iommu->facts.group_count; i++)
         iommu->group_fds[i] = -1;
-    iommu->fd = fdset_take(fds, error, "iommu/container/%u", iommu->index);
+    iommu->fd = fdset_take(fds, FDSET_ANY, error, "iommu/container/%u", iommu->index);
     if (iommu->fd < 0)
         return iommu->fd;
     if (ioctl(iommu->fd, VFIO_GET_API_VERSION) != VFIO_API_VERSION)

@@ -95,12 +95,12 @@ static int files_adopt(struct machine *machine, unsigned index, const struct mac
                        struct error *error)
 {
     (void)index;
-    machine->kernel_fd = fdset_take_file(source->fds, error, "boot/kernel");
+    machine->kernel_fd = fdset_take(source->fds, FDSET_FILE, error, "boot/kernel");
     if (machine->kernel_fd < 0)
         return machine->kernel_fd;
     if (!machine->config.initrd[0])
         return 0;
-    machine->initrd_fd = fdset_take_file(source->fds, error, "boot/initrd");
+    machine->initrd_fd = fdset_take(source->fds, FDSET_FILE, error, "boot/initrd");
     return MIN(machine->initrd_fd, 0);
 }
 

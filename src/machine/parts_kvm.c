@@ -29,7 +29,7 @@ static int ram_part_create(struct machine *machine, unsigned index, struct error
 static int ram_part_adopt(struct machine *machine, unsigned index,
                           const struct machine_source *source, struct error *error)
 {
-    int fd = fdset_take(source->fds, error, "ram/0");
+    int fd = fdset_take(source->fds, FDSET_ANY, error, "ram/0");
 
     (void)index;
     if (fd < 0)

@@ -328,7 +328,7 @@ int vfio_vectors_adopt(struct vfio_pci *device, struct fdset *fds, struct error 
 {
     allocate(device);
     for (unsigned i = 0; i < device->vector_count; i++) {
-        int result = fdset_take_eventfd(fds, error, "vfio/%s/irq/%u", device->device.id, i);
+        int result = fdset_take(fds, FDSET_EVENTFD, error, "vfio/%s/irq/%u", device->device.id, i);
 
         if (result < 0)
             return result;

@@ -177,11 +177,11 @@ int vfio_intx_adopt(struct vfio_pci *device, struct fdset *fds, struct error *er
     if (device->config.pin == 0)
         return 0;
     device->intx.trigger =
-        fdset_take_eventfd(fds, error, "vfio/%s/intx/trigger", device->device.id);
+        fdset_take(fds, FDSET_EVENTFD, error, "vfio/%s/intx/trigger", device->device.id);
     if (device->intx.trigger < 0)
         return device->intx.trigger;
     device->intx.resample =
-        fdset_take_eventfd(fds, error, "vfio/%s/intx/resample", device->device.id);
+        fdset_take(fds, FDSET_EVENTFD, error, "vfio/%s/intx/resample", device->device.id);
     if (device->intx.resample < 0)
         return device->intx.resample;
     return register_irq(device, error);

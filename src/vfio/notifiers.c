@@ -59,7 +59,7 @@ int vfio_notifiers_adopt(struct vfio_pci *device, struct fdset *fds, struct erro
         if (!is_there(device, i))
             continue;
         device->notifiers[i] =
-            fdset_take_eventfd(fds, error, "vfio/%s/%s", device->device.id, kinds[i].name);
+            fdset_take(fds, FDSET_EVENTFD, error, "vfio/%s/%s", device->device.id, kinds[i].name);
         if (device->notifiers[i] < 0)
             return device->notifiers[i];
     }

@@ -371,7 +371,7 @@ static int adopt_device(struct vfio_pci *device, const struct vfio_pci_config *c
     struct iommu_device attached = {
         .sysfs = config->sysfs, .devid = facts->devid, .group = facts->group, .hwpt = facts->hwpt};
 
-    attached.fd = fdset_take(fds, error, "vfio/%s/device", device->device.id);
+    attached.fd = fdset_take(fds, FDSET_ANY, error, "vfio/%s/device", device->device.id);
     if (attached.fd < 0)
         return attached.fd;
     device->device.fd = attached.fd;

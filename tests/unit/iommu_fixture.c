@@ -294,7 +294,7 @@ int adopt(struct fixture *fixture, struct iommu_set **adopted, struct fdset *fds
 
     assert_int_equal(iommu_set_describe(fixture->set, facts, &count, fds, error), 0);
     if (missing)
-        close(fdset_take(fds, error, "%s", missing));
+        close(fdset_take(fds, FDSET_ANY, error, "%s", missing));
     forget();
     result = iommu_set_adopt(adopted, &fixture->memory, facts, count, fds, error);
     free(facts);

@@ -123,7 +123,7 @@ static void test_fdset_order_and_take(void **state)
         assert_true(strcmp(set.entries[i - 1].name, set.entries[i].name) < 0);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         assert_true(fdset_contains(&set, names[i]));
-        assert_int_equal(fdset_take(&set, &error, "%s", names[i]), fds[i]);
+        assert_int_equal(fdset_take(&set, FDSET_ANY, &error, "%s", names[i]), fds[i]);
         assert_false(fdset_contains(&set, names[i]));
         close(fds[i]);
     }
@@ -136,7 +136,7 @@ static void test_fdset_missing(void **state)
     struct fdset set = {0};
     struct error error = {0};
 
-    assert_int_equal(fdset_take(&set, &error, "vfio/%s/device", "nvme0"), -ENOENT);
+    assert_int_equal(fdset_take(&set, FDSET_ANY, &error, "vfio/%s/device", "nvme0"), -ENOENT);
     assert_non_null(strstr(error.message, "'vfio/nvme0/device'"));
     assert_false(fdset_contains(&set, ""));
 }
@@ -152,12 +152,12 @@ static void test_fdset_kinds(void **state)
     assert_int_equal(fdset_add_copy(&set, file, &error, "irq/1"), 0);
     assert_int_equal(fdset_add_copy(&set, file, &error, "kernel"), 0);
     assert_int_equal(fdset_add_copy(&set, event, &error, "initrd"), 0);
-    close(fdset_take_eventfd(&set, &error, "irq/%u", 0));
-    assert_int_equal(fdset_take_eventfd(&set, &error, "irq/%u", 1), -EINVAL);
+    close(fdset_take(&set, FDSET_EVENTFD, &error, "irq/%u", 0));
+    assert_int_equal(fdset_take(&set, FDSET_EVENTFD, &error, "irq/%u", 1), -EINVAL);
     assert_string_equal(error.message, "descriptor 'irq/1' of the hand-over is not an eventfd");
-    assert_int_equal(fdset_take_eventfd(&set, &error, "irq/%u", 1), -ENOENT);
-    close(fdset_take_file(&set, &error, "kernel"));
-    assert_int_equal(fdset_take_file(&set, &error, "initrd"), -EINVAL);
+    assert_int_equal(fdset_take(&set, FDSET_EVENTFD, &error, "irq/%u", 1), -ENOENT);
+    close(fdset_take(&set, FDSET_FILE, &error, "kernel"));
+    assert_int_equal(fdset_take(&set, FDSET_FILE, &error, "initrd"), -EINVAL);
     assert_non_null(strstr(error.message, "'initrd' of the hand-over is not a regular file"));
     assert_int_equal(set.count, 0);
     fdset_clear(&set);
@@ -210,7 +210,7 @@ static void test_fdset_long_name(void **state)
     name[FDSET_NAME_SIZE] = '\0';
     assert_int_equal(fdset_add_copy(&set, fd, &error, "%s", name), -ENAMETOOLONG);
     assert_true(is_open(fd));
-    assert_int_equal(fdset_take(&set, &error, "%s", name), -ENAMETOOLONG);
+    assert_int_equal(fdset_take(&set, FDSET_ANY, &error, "%s", name), -ENAMETOOLONG);
     assert_int_equal(fdset_add(&set, fd, name, &error), -ENAMETOOLONG);
     assert_false(is_open(fd));
     fd = open_null();

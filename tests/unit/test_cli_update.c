@@ -259,7 +259,7 @@ static void start_server(struct fixture *fixture, const struct script *script)
     qmp_listen(listener, path, false, &error);
     if (qmp_describe(listener, &fds, &error) < 0)
         _exit(1);
-    server.fds[0].fd = fdset_take(&fds, &error, "qmp/0/listen");
+    server.fds[0].fd = fdset_take(&fds, FDSET_ANY, &error, "qmp/0/listen");
     serve(&server);
 }
 
