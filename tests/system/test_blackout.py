@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import Guest, bind, nvme_guest, vfio_options, wait_for
+from baton_lab import SANITIZED, Guest, bind, nvme_guest, vfio_options, wait_for
 from faults import Call, Injection, held_update, preload
 
 # By side and stage: system calls that there are once, and once for each vCPU; there is none for a passed-through device. Locks
@@ -73,6 +73,7 @@ def minor_faults(pid: int) -> Counter[str]:
     return Counter({stat[stat.index("(") + 1:stat.rindex(")")]: int(stat.rsplit(")", 1)[1].split()[7]) for stat in stats})
 
 
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer's runtime touches memory of its own")
 @pytest.mark.parametrize("side", BOUNDS)
 def test_page_faults(guest: Guest, side: str) -> None:
     """Whatever is touched in the blackout has been touched before, on either side."""
