@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "system")]
 import observe  # noqa: E402
-from baton_lab import NVME_ROOT, ROOT_INITRD, VMLINUX, Console, Guest, Qmp, cpr_channel, end_process, is_alive, vfio_options, wait_for  # noqa: E402
+from baton_lab import (NVME_ROOT, ROOT_INITRD, VMLINUX, Console, Guest, LabTimeout, Qmp, cpr_channel, end_process, is_alive,  # noqa: E402
+                       vfio_options, wait_for)
 
 APPEND = f"{NVME_ROOT} {observe.APPEND}"  # besides QUIET, which a Guest of baton_lab has by itself
 QUIET = "console=ttyS0 quiet baton.quiet pty.legacy_count=0 initcall_blacklist=svm_init"
@@ -197,12 +198,21 @@ class QemuExec(Qemu):
         self.generation += 1
         old.execute("migrate-set-parameters", mode="cpr-exec", cpr_exec_command=self.words("-incoming", f"file:{state}"))
         old.execute("migrate", uri=f"file:{state}")
-        new = Qmp(self.path("qmp"))
+        with suppress(EOFError, ConnectionResetError):  # until it has replaced itself: before, it serves new connections as well
+            while True:
+                old.read()
+        old.close()
+        new = wait_for("QMP after exec", self.try_qmp)
         wait_for("the guest after exec", lambda: new.execute("query-status")["running"])
         result.end = result.gone = now_ns()
         new.close()
-        old.close()
         return result
+
+    def try_qmp(self) -> Qmp | None:
+        try:
+            return Qmp(self.path("qmp"), patience=5)
+        except (OSError, EOFError, LabTimeout):
+            return None
 
 
 @contextmanager
