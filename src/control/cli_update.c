@@ -345,7 +345,7 @@ static int open_session(struct session *session, struct error *error)
     sigset_t signals;
     int ret = runtime_path(session->qmp_path, session->name, RUNTIME_QMP, error);
 
-    snprintf(channel, sizeof(channel), RUNTIME_CPR, (int)getpid());
+    snprintf(channel, sizeof(channel), "%s%d", RUNTIME_CPR, (int)getpid());
     if (ret == 0)
         ret = runtime_path(session->cpr_path, session->name, channel, error);
     if (ret < 0)

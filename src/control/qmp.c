@@ -328,7 +328,7 @@ void qmp_activate(struct qmp_server *server)
 
     for (unsigned i = 0; i < server->listener_count; i++) {
         struct qmp_listener *listener = &server->listeners[i];
-        struct error error = {0};
+        struct error error;
 
         if (listener->retire) {
             close_listener(listener, true);
@@ -337,11 +337,9 @@ void qmp_activate(struct qmp_server *server)
         if (listener->source == NULL) {
             /* Already listening; said again, it makes this process the one that clients see. */
             if (listen(listener->fd, BACKLOG) < 0)
-                error_set_errno(&error, errno, "cannot listen on QMP socket '%s'", listener->path);
-            else
-                start_listener(server, listener, &error);
-            if (error.code)
-                log_error("%s", error.message);
+                log_error("QMP socket '%s' will not answer: %s", listener->path, strerror(errno));
+            else if (start_listener(server, listener, &error) < 0)
+                log_error("QMP socket '%s' will not answer: %s", listener->path, error.message);
         }
         server->listeners[kept++] = *listener;
     }

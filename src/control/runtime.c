@@ -90,7 +90,7 @@ int runtime_create(const char *name, struct error *error)
 
 static int is_channel(const struct dirent *entry)
 {
-    return strncmp(entry->d_name, RUNTIME_CPR, strcspn(RUNTIME_CPR, "%")) == 0;
+    return strncmp(entry->d_name, RUNTIME_CPR, strlen(RUNTIME_CPR)) == 0;
 }
 
 void runtime_remove(const char *name)

@@ -13,7 +13,7 @@
 
 #define RUNTIME_PATH_SIZE 1024
 #define RUNTIME_QMP       "qmp.sock"
-#define RUNTIME_CPR       "cpr.%d" /* of an update: its process id */
+#define RUNTIME_CPR       "cpr." /* of an update: with its process id behind */
 
 /** Writes the path of RUNTIME. @return 0; -ENOENT when none of the variables is set */
 int runtime_directory(char path[RUNTIME_PATH_SIZE], struct error *error);
