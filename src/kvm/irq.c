@@ -19,20 +19,16 @@
 #include "base/sandbox.h"
 #include "base/trace.h"
 #include "base/util.h"
+#include "kvm/irq_routes.h"
 #include "kvm/vm.h"
 
-#define IOAPIC_PINS    24u
-#define PIC_PINS       16u
-#define DEFAULT_ROUTES (PIC_PINS + IOAPIC_PINS)
-#define FIRST_MSI_GSI  IOAPIC_PINS
-#define ROUTES_MAX     4096u /* KVM_MAX_IRQ_ROUTES */
-#define PROXY_BATCH    32
+#define PROXY_BATCH 32
 
 struct kvm_irq {
     struct kvm_vm *vm;
     int eventfd;
     unsigned index; /* in kvm_irqs.irqs */
-    unsigned gsi;   /* of a message: its route's, FIRST_MSI_GSI + index */
+    unsigned gsi;   /* of a message: its route's */
     bool is_level;
     bool masked;
     bool in_kernel;             /* an irqfd is assigned */
@@ -47,16 +43,13 @@ struct kvm_irq {
 };
 
 struct kvm_irqs {
-    struct kvm_irq **irqs; /* by index, NULL where free */
-    unsigned capacity;
+    struct kvm_irq **irqs; /* IRQ_MESSAGES_MAX, by index; NULL where free */
     enum kvm_irq_delivery delivery;
     /* Neither a change of delivery nor its undoing has worked: an interrupt may have no listener.
      */
     bool incomplete;
 
-    struct kvm_irq_routing *routing; /* default routes, then one per index below route_count */
-    unsigned route_count;
-    bool routes_stale; /* the kernel has not been told of the last changes */
+    struct kvm_irq_routes routes; /* of messages by the same index */
 
     pthread_t proxy_thread;
     pthread_mutex_t proxy_lock;
@@ -66,65 +59,6 @@ struct kvm_irqs {
     int epoll;
     int wake; /* eventfd: makes the proxy thread look at proxy_ends */
 };
-
-/* --- routes -------------------------------------------------------------------------------- */
-
-static void add_chip_route(struct kvm_irq_routing *routing, unsigned gsi, unsigned chip,
-                           unsigned pin)
-{
-    routing->entries[routing->nr++] = (struct kvm_irq_routing_entry){
-        .gsi = gsi,
-        .type = KVM_IRQ_ROUTING_IRQCHIP,
-        .u.irqchip = {.irqchip = chip, .pin = pin},
-    };
-}
-
-/* PIC and IOAPIC inputs as on a PC: input 0 of the IOAPIC is not connected and the timer (GSI 0)
- * arrives at its input 2, which is what the MADT's override says. */
-static void add_default_routes(struct kvm_irq_routing *routing)
-{
-    for (unsigned i = 0; i < PIC_PINS; i++) {
-        if (i != 2)
-            add_chip_route(routing, i, i < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
-                           i % 8);
-    }
-    for (unsigned i = 0; i < IOAPIC_PINS; i++) {
-        if (i != 2)
-            add_chip_route(routing, i, KVM_IRQCHIP_IOAPIC, i == 0 ? 2 : i);
-    }
-}
-
-static struct kvm_irq_routing_entry *route_of(struct kvm_irqs *irqs, unsigned index)
-{
-    return &irqs->routing->entries[irqs->routing->nr - irqs->route_count + index];
-}
-
-static void set_route(struct kvm_irqs *irqs, unsigned index, const struct msi_message *message)
-{
-    struct kvm_irq_routing_entry *route = route_of(irqs, index);
-
-    *route = (struct kvm_irq_routing_entry){
-        .gsi = FIRST_MSI_GSI + index,
-        .type = KVM_IRQ_ROUTING_MSI,
-        .u.msi = {.address_lo = (uint32_t)message->address,
-                  .address_hi = (uint32_t)(message->address >> 32),
-                  .data = message->data},
-    };
-    irqs->routes_stale = true;
-}
-
-static int commit_routes(struct kvm_vm *vm, struct error *error)
-{
-    struct kvm_irqs *irqs = vm->irqs;
-
-    if (!irqs->routes_stale)
-        return 0;
-    if (ioctl(vm->fd, KVM_SET_GSI_ROUTING, irqs->routing) < 0)
-        return error_set_errno(error, errno, "KVM_SET_GSI_ROUTING of %u routes failed",
-                               irqs->routing->nr);
-    irqs->routes_stale = false;
-    return 0;
-}
 
 /* --- the proxy ----------------------------------------------------------------------------- */
 
@@ -266,7 +200,7 @@ static int attach_kernel(struct kvm_irq *irq, struct error *error)
 
     if (irq->in_kernel)
         return 0;
-    ret = commit_routes(irq->vm, error);
+    ret = kvm_irq_routes_commit(&irq->vm->irqs->routes, irq->vm->fd, error);
     if (ret == 0)
         ret = assign_irqfd(irq, irq->eventfd, error);
     irq->in_kernel = ret == 0;
@@ -345,7 +279,7 @@ static int attach_all(struct kvm_irqs *irqs, enum kvm_irq_delivery delivery, str
     struct error ignored;
     int result = 0;
 
-    for (unsigned i = 0; i < irqs->capacity; i++) {
+    for (unsigned i = 0; i < IRQ_MESSAGES_MAX; i++) {
         if (irqs->irqs[i]) {
             int ret = attach(irqs->irqs[i], delivery, result == 0 ? error : &ignored);
 
@@ -359,7 +293,7 @@ void kvm_irqs_resample(struct kvm_vm *vm)
 {
     struct kvm_irqs *irqs = vm->irqs;
 
-    for (unsigned i = 0; i < irqs->capacity; i++) {
+    for (unsigned i = 0; i < IRQ_MESSAGES_MAX; i++) {
         const struct kvm_irq *irq = irqs->irqs[i];
 
         if (!irq || !irq->is_level || irq->masked)
@@ -427,7 +361,7 @@ static void free_irqs(struct kvm_irqs *irqs)
     close_fd(irqs->wake);
     pthread_cond_destroy(&irqs->gate_changed);
     pthread_mutex_destroy(&irqs->proxy_lock);
-    free(irqs->routing);
+    kvm_irq_routes_destroy(&irqs->routes);
     free(irqs->irqs);
     free(irqs);
 }
@@ -440,12 +374,8 @@ int kvm_irqs_create(struct kvm_vm *vm, struct error *error)
     irqs->epoll = -1;
     irqs->wake = -1;
     irqs->delivery = KVM_IRQ_HELD;
-    irqs->capacity = ROUTES_MAX - DEFAULT_ROUTES;
-    irqs->irqs = xcalloc(irqs->capacity, sizeof(struct kvm_irq *));
-    irqs->routing = xcalloc(1, sizeof(struct kvm_irq_routing) +
-                                   ROUTES_MAX * sizeof(struct kvm_irq_routing_entry));
-    add_default_routes(irqs->routing);
-    irqs->routes_stale = true;
+    irqs->irqs = xcalloc(IRQ_MESSAGES_MAX, sizeof(struct kvm_irq *));
+    kvm_irq_routes_init(&irqs->routes);
     pthread_mutex_init(&irqs->proxy_lock, NULL);
     pthread_cond_init(&irqs->gate_changed, NULL);
     ret = open_proxy(irqs, error);
@@ -454,7 +384,7 @@ int kvm_irqs_create(struct kvm_vm *vm, struct error *error)
         return ret;
     }
     vm->irqs = irqs;
-    return commit_routes(vm, error);
+    return kvm_irq_routes_commit(&irqs->routes, vm->fd, error);
 }
 
 void kvm_irqs_destroy(struct kvm_vm *vm)
@@ -477,14 +407,10 @@ static int reserve_index(struct kvm_irqs *irqs)
 {
     const struct msi_message nothing = {0};
 
-    for (unsigned i = 0; i < irqs->capacity; i++) {
+    for (unsigned i = 0; i < IRQ_MESSAGES_MAX; i++) {
         if (irqs->irqs[i])
             continue;
-        if (i == irqs->route_count) {
-            irqs->routing->nr++;
-            irqs->route_count++;
-        }
-        set_route(irqs, i, &nothing);
+        kvm_irq_routes_set(&irqs->routes, i, &nothing);
         return (int)i;
     }
     return -1;
@@ -501,14 +427,14 @@ static int add_irq(struct kvm_vm *vm, const struct kvm_irq *model, struct kvm_ir
         return error_set(error, ENOSPC,
                          "all %u interrupt routes of the VM are in use: pass through fewer "
                          "devices, or devices with fewer vectors",
-                         irqs->capacity);
+                         IRQ_MESSAGES_MAX);
     *irq = xcalloc(1, sizeof(**irq));
     **irq = *model;
     (*irq)->vm = vm;
     (*irq)->index = (unsigned)index;
     (*irq)->masked = true;
     if (!model->is_level)
-        (*irq)->gsi = FIRST_MSI_GSI + (unsigned)index;
+        (*irq)->gsi = kvm_irq_routes_gsi((*irq)->index);
     pthread_mutex_lock(&irqs->proxy_lock);
     irqs->irqs[index] = *irq;
     pthread_mutex_unlock(&irqs->proxy_lock);
@@ -529,7 +455,7 @@ int kvm_irq_create_level(struct kvm_vm *vm, unsigned gsi, int trigger, int resam
     struct kvm_irq model = {.eventfd = trigger, .gsi = gsi, .is_level = true, .resample = resample};
     int ret;
 
-    assert(gsi >= PIC_PINS && gsi < IOAPIC_PINS);
+    assert(gsi >= IRQ_PIC_PINS && gsi < IRQ_IOAPIC_PINS);
     model.pin = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (model.pin < 0)
         return error_set_errno(error, errno, "cannot make an eventfd");
@@ -569,13 +495,13 @@ static int set_message(struct kvm_irq *irq, const struct msi_message *message, s
 {
     struct kvm_irqs *irqs = irq->vm->irqs;
 
-    if (same_message(&irq->message, message) && !irqs->routes_stale)
+    if (same_message(&irq->message, message) && !irqs->routes.stale)
         return 0;
     pthread_mutex_lock(&irqs->proxy_lock);
     irq->message = *message;
     pthread_mutex_unlock(&irqs->proxy_lock);
-    set_route(irqs, irq->index, message);
-    return irq->in_kernel ? commit_routes(irq->vm, error) : 0;
+    kvm_irq_routes_set(&irqs->routes, irq->index, message);
+    return irq->in_kernel ? kvm_irq_routes_commit(&irqs->routes, irq->vm->fd, error) : 0;
 }
 
 int kvm_irq_unmask(struct kvm_irq *irq, const struct msi_message *message, struct error *error)
